@@ -62,12 +62,16 @@ class SolverSpec(Settings, kw_only=True):
     """One way to run the reverse process (METHOD: one solver covers them all).
 
     ``order=1, eta=1, steps=300`` is the paper's ancestral sampler; ``order=2, eta=0`` is
-    DPM-Solver++ 2M. `start_step` is S: the noise level at which the start image enters.
+    DPM-Solver++ 2M. `start_step` is S: the noise level at which the start image enters. Steps lie
+    at ``S (1 - i/n) ** spacing``. `shift` says how the energy moves a step: "score" moves the
+    clean estimate by ``sigma_t^2 / alpha_t``; "mean" is the paper's shift of the posterior mean.
     """
 
     steps: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 15
     order: Literal[1, 2] = 2
     eta: Fraction = 0.0
+    spacing: Annotated[float, msgspec.Meta(ge=1.0, le=3.0)] = 1.0
+    shift: Literal["score", "mean"] = "score"
     start_step: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 300
 
 
@@ -92,12 +96,16 @@ class GuidanceSpec(Settings, kw_only=True):
 
 
 class NetSpec(Settings, kw_only=True):
-    """Shape of the score net: a UNet on pixel-unshuffled patches, preconditioned in VP form."""
+    """Shape of the score net: a UNet on pixel-unshuffled patches, preconditioned in VP form.
+
+    ``predict="noise"`` leaves the preconditioning out (an ablation: it learns far slower).
+    """
 
     channels: tuple[Count, ...] = (64, 128, 256)
     blocks: Count = 2
     unshuffle_px: Literal[1, 2, 4, 8] = 4
     norm: Literal["position", "group"] = "position"
+    predict: Literal["clean", "noise"] = "clean"  # preconditioned, or eps itself
     data_mean: Rgb = (0.45, 0.45, 0.45)
     data_sd: Positive = 0.234
 
@@ -105,7 +113,7 @@ class NetSpec(Settings, kw_only=True):
 class CriticSpec(Settings, kw_only=True):
     """Shape and loss of the mutual-information critic: two towers, bounded score."""
 
-    channels: tuple[Count, ...] = (32, 64, 96)
+    channels: tuple[Count, Count, Count] = (64, 96, 96)
     embed: Count = 64
     tau: Positive = 5.0
     loss: Literal["smile", "mine", "nce"] = "smile"
@@ -150,7 +158,7 @@ class BundleSpec(Settings, kw_only=True):
     critic: CriticSpec | None = None
     heads: HeadsSpec | None = None
     solver: SolverSpec = SolverSpec()
-    teacher: SolverSpec = SolverSpec(steps=300, order=1, eta=1.0)
+    teacher: SolverSpec = SolverSpec(steps=300, order=1, eta=1.0, shift="mean")
     guidance: GuidanceSpec = GuidanceSpec()
     color: ColorReference = ColorReference()
     trained_samples: int = 0
@@ -250,7 +258,9 @@ class DataConfig(Settings, kw_only=True):
     crop_px: Annotated[int, msgspec.Meta(ge=32, le=2048, multiple_of=16)] = 256
     scale_jitter: Fraction = 0.2
     stain_jitter: Fraction = 0.05
-    weights: dict[str, Positive] = {}  # folder -> weight per image
+    weights: dict[str, Positive] = {}  # folder -> weight per pixel, default 1
+    white_target: Rgb = (243.0, 243.0, 244.0)  # where the brightest 2 % of an image go
+    whites: dict[str, Rgb] = {}  # folder -> another target, for fields that show no glass
 
 
 class TrainConfig(Settings, kw_only=True):

@@ -1,0 +1,59 @@
+"""The shipped bundles, as package data; how to find a bundle and read its spec (no torch).
+
+In: a name or a folder. Out: a folder, a `BundleSpec`, a digest. Not here: weights in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from wsi_stain.config import BundleSpec, decode_bundle_spec
+from wsi_stain.errors import BundleError
+
+__all__ = ["bundle_digest", "find_bundle", "list_bundles", "read_spec"]
+
+SPEC_FILE = "bundle.json"
+
+
+def list_bundles() -> list[str]:
+    """Name the shipped bundles, sorted."""
+    return sorted(path.parent.name for path in Path(__file__).parent.glob(f"*/{SPEC_FILE}"))
+
+
+def find_bundle(name: str) -> Path:
+    """Give the folder of a bundle.
+
+    Parameters
+    ----------
+    name
+        Name of a shipped bundle, or a path to a folder that holds a `bundle.json`.
+
+    Raises
+    ------
+    BundleError
+        Neither; the shipped names are listed.
+    """
+    shipped = Path(__file__).parent / name
+    for folder in (shipped, Path(name)):
+        if Path(name).name and (folder / SPEC_FILE).is_file():
+            return folder.resolve()
+    raise BundleError(
+        f"No bundle {name}: not a shipped one, and not a folder with a {SPEC_FILE}.",
+        hint=f"Shipped bundles: {', '.join(list_bundles()) or 'none'}.",
+    )
+
+
+def read_spec(folder: Path) -> BundleSpec:
+    """Read and check `bundle.json`."""
+    path = folder / SPEC_FILE
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}.") from error
+    return decode_bundle_spec(data, str(path))
+
+
+def bundle_digest(folder: Path) -> str:
+    """SHA-256 of `bundle.json`, which holds the digests of all weights."""
+    return hashlib.sha256((folder / SPEC_FILE).read_bytes()).hexdigest()

@@ -1,0 +1,124 @@
+"""Where the files of a run lie: the pyramid, and a run folder beside it.
+
+In: output folder, slide name, marker. Out: paths. Not here: writing.
+
+```
+out/<slide>_<marker>.ome.tiff
+out/<slide>_<marker>.run/   manifest.json  lock  grid/  store/  report/
+```
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsi_stain.errors import OutputError
+
+__all__ = ["RunFiles", "find_run"]
+
+OUTPUT_SUFFIX = ".ome.tiff"
+RUN_SUFFIX = ".run"
+NAME_MAX_BYTES = 120
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Paths of one run.
+
+    Attributes
+    ----------
+    output
+        The pyramid.
+    folder
+        The run folder: manifest, lock, grid, patch store, report.
+    """
+
+    output: Path
+    folder: Path
+
+    @classmethod
+    def of(cls, out: Path, slide: Path, marker: str) -> RunFiles:
+        """Name the files of a run.
+
+        Raises
+        ------
+        OutputError
+            The output would be the slide itself.
+        """
+        name = f"{safe_name(slide.name)}_{slug(marker)}"
+        files = cls(out / (name + OUTPUT_SUFFIX), out / (name + RUN_SUFFIX))
+        if files.output.exists() and slide.exists() and files.output.samefile(slide):
+            raise OutputError(f"Output {files.output} is the slide itself.", hint="Use --out.")
+        return files
+
+    @property
+    def manifest(self) -> Path:
+        """The record of the run."""
+        return self.folder / "manifest.json"
+
+    @property
+    def lock(self) -> Path:
+        """The lock file."""
+        return self.folder / "lock"
+
+    @property
+    def grid(self) -> Path:
+        """The saved grid."""
+        return self.folder / "grid"
+
+    @property
+    def store(self) -> Path:
+        """The patch store."""
+        return self.folder / "store"
+
+    @property
+    def report(self) -> Path:
+        """The report's folder."""
+        return self.folder / "report"
+
+
+def slug(text: str) -> str:
+    """Lower-case letters and digits only: "Ki-67" becomes "ki67"."""
+    return re.sub(r"[^a-z0-9]+", "", text.lower()) or "ihc"
+
+
+def safe_name(file_name: str) -> str:
+    """Make a slide's stem fit for a file name anywhere: no odd characters, not too long."""
+    stem = file_name.encode("utf-8", "replace").decode()
+    for suffix in (".tiff", ".tif", ".ome", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".dcm"):
+        if stem.lower().endswith(suffix) and len(stem) > len(suffix):
+            stem = stem[: -len(suffix)]
+    plain = unicodedata.normalize("NFC", stem)
+    kept = "".join(c if c.isalnum() or c in "-_.+ " else "_" for c in plain).strip(" .")
+    while len(kept.encode()) > NAME_MAX_BYTES:
+        kept = kept[:-1]
+    return kept or "slide"
+
+
+def find_run(path: Path) -> RunFiles:
+    """Find a run from its folder, its pyramid, or an output folder that holds just one.
+
+    Raises
+    ------
+    OutputError
+        Nothing there, or more than one run.
+    """
+    if path.name.endswith(OUTPUT_SUFFIX):
+        path = path.with_name(path.name[: -len(OUTPUT_SUFFIX)] + RUN_SUFFIX)
+    if not path.name.endswith(RUN_SUFFIX) and path.is_dir():
+        runs = sorted(path.glob(f"*{RUN_SUFFIX}"))
+        if len(runs) != 1:
+            raise OutputError(
+                f"{path} holds {len(runs)} runs; name one of them.",
+                hint="Give a .run folder or an .ome.tiff.",
+            )
+        path = runs[0]
+    if not (path / "manifest.json").is_file():
+        raise OutputError(
+            f"No run at {path}: it has no manifest.json.",
+            hint="Give the .run folder that translate wrote.",
+        )
+    return RunFiles(path.with_name(path.name[: -len(RUN_SUFFIX)] + OUTPUT_SUFFIX), path)

@@ -1,0 +1,232 @@
+"""One loop for all stages: optimizer, moving average, checkpoints, held-out curve, events.
+
+In: a `Stage` and a `TrainConfig`. Out: `checkpoint.safetensors` and `log.jsonl` in the run
+folder. Not here: losses, nets, data.
+
+**Invariant**: all randomness of step k comes from (seed, k), so a resumed run follows the loss
+curve of an undisturbed one. Checkpoints are safetensors, not pickles, and replaced atomically.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from wsi_stain.config import TrainConfig
+from wsi_stain.errors import ConfigError, DeviceError
+from wsi_stain.manifest import Event, Listener
+
+__all__ = ["Stage", "fit", "load_average"]
+
+CHECKPOINT = "checkpoint.safetensors"
+LOG = "log.jsonl"
+
+
+class Stage(Protocol):
+    """What a training stage brings: a net, a loss per sample, a held-out measure."""
+
+    net: nn.Module
+
+    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> torch.Tensor:
+        """Loss of one batch, one number per sample or position; all randomness is passed in."""
+        ...
+
+    def evaluate(self, net: nn.Module) -> dict[str, float]:
+        """Held-out numbers of the averaged net, by name."""
+        ...
+
+
+@dataclass
+class _State:
+    """What a checkpoint holds."""
+
+    step: int
+    samples: int
+    seconds: float
+    average: dict[str, torch.Tensor]
+    optimizer: torch.optim.AdamW
+
+
+def fit(
+    stage: Stage,
+    config: TrainConfig,
+    folder: Path,
+    listener: Listener,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Train until `config.samples` have been seen, from the folder's checkpoint if there is one.
+
+    Parameters
+    ----------
+    stage
+        Net, loss and held-out measure.
+    config
+        Budget, optimizer, cadence.
+    folder
+        Run folder; made if absent.
+    listener
+        Hears one "advance" per step and one "note" per held-out measure.
+    should_stop
+        Asked after every step; when true, a checkpoint is written and the loop ends.
+
+    Raises
+    ------
+    DeviceError
+        The loss is not finite; the checkpoint on disk is the last good one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = _resume(stage.net, config, folder)
+    device = next(stage.net.parameters()).device
+    listener(Event("train", "start", done=state.samples, total=config.samples))
+    losses: list[float] = []
+    began = time.monotonic()
+    while state.samples < config.samples and not should_stop():
+        losses.append(_step(stage, config, state, device))
+        before, state.samples = state.samples, state.samples + config.batch
+        state.step += 1
+        listener(Event("train", "advance", done=state.samples, total=config.samples))
+        now = time.monotonic()
+        state.seconds, began = state.seconds + now - began, now
+        if before // config.evaluate_every != state.samples // config.evaluate_every:
+            _measure(stage, state, folder, losses, listener)
+            losses = []
+        if before // config.checkpoint_every != state.samples // config.checkpoint_every:
+            _save(stage.net, config, state, folder)
+    _save(stage.net, config, state, folder)
+    _measure(stage, state, folder, losses, listener)
+    listener(Event("train", "finish", done=state.samples, total=config.samples))
+
+
+def _step(stage: Stage, config: TrainConfig, state: _State, device: torch.device) -> float:
+    seed = np.random.SeedSequence([config.seed, state.step])
+    rng = np.random.default_rng(seed)
+    generator = torch.Generator(device).manual_seed(int(seed.generate_state(1)[0]))
+    warm = min(1.0, (state.samples + config.batch) / max(1.0, config.warmup_samples))
+    for group in state.optimizer.param_groups:
+        group["lr"] = config.lr * warm
+    state.optimizer.zero_grad(set_to_none=True)
+    # bf16 autocast pays on CUDA; on a CPU without bf16 units it is a hundred times slower.
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+        loss = stage.loss(rng, generator).float().mean()
+    value = float(loss.detach())
+    if not np.isfinite(value):
+        raise DeviceError(
+            f"The training loss became {value} at sample {state.samples}.",
+            hint="Lower lr; the last checkpoint is sound.",
+        )
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(stage.net.parameters(), config.grad_clip)
+    state.optimizer.step()
+    decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
+    with torch.no_grad():
+        weights = [p for p in stage.net.parameters() if p.requires_grad]
+        torch._foreach_lerp_(list(state.average.values()), weights, 1.0 - decay)
+    return value
+
+
+def _measure(
+    stage: Stage, state: _State, folder: Path, losses: list[float], listener: Listener
+) -> None:
+    """Write one line of the curve, from the averaged weights."""
+    live = {name: p.detach().clone() for name, p in _trained(stage.net).items()}
+    _load_into(stage.net, state.average)
+    stage.net.eval()
+    held_out = stage.evaluate(stage.net)
+    stage.net.train()
+    _load_into(stage.net, live)
+    row: dict[str, Any] = {
+        "samples": state.samples,
+        "seconds": round(state.seconds, 1),
+        "loss": round(float(np.mean(losses)), 5) if losses else None,
+        "held_out": {name: round(value, 5) for name, value in held_out.items()},
+    }
+    with (folder / LOG).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    listener(Event("train", "note", text=json.dumps(row)))
+
+
+def _trained(net: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in net.named_parameters() if p.requires_grad}
+
+
+def _load_into(net: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, p in _trained(net).items():
+            p.copy_(weights[name])
+
+
+def _save(net: nn.Module, config: TrainConfig, state: _State, folder: Path) -> None:
+    tensors = {f"net.{name}": p.detach() for name, p in _trained(net).items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in state.average.items()}
+    for (name, _), p in zip(_trained(net).items(), _flat(state.optimizer), strict=True):
+        for key in ("exp_avg", "exp_avg_sq"):
+            if key in state.optimizer.state[p]:
+                tensors[f"{key}.{name}"] = state.optimizer.state[p][key]
+    meta = {
+        "step": str(state.step),
+        "samples": str(state.samples),
+        "seconds": str(state.seconds),
+        "stage": config.stage,
+    }
+    part = folder / (CHECKPOINT + ".part")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, meta)
+    os.replace(part, folder / CHECKPOINT)
+
+
+def _flat(optimizer: torch.optim.AdamW) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _resume(net: nn.Module, config: TrainConfig, folder: Path) -> _State:
+    trained = _trained(net)
+    optimizer = torch.optim.AdamW(
+        trained.values(), lr=config.lr, weight_decay=config.weight_decay
+    )
+    average = {name: p.detach().clone() for name, p in trained.items()}
+    state = _State(0, 0, 0.0, average, optimizer)
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return state
+    tensors, meta = _read(path)
+    if meta.get("stage") != config.stage or {f"net.{n}" for n in trained} - set(tensors):
+        raise ConfigError(
+            f"Checkpoint {path} belongs to another stage or net.", hint="Use a new --run folder."
+        )
+    state.step, state.samples = int(meta["step"]), int(meta["samples"])
+    state.seconds = float(meta["seconds"])
+    _load_into(net, {name: tensors[f"net.{name}"] for name in trained})
+    for name, p in trained.items():
+        state.average[name].copy_(tensors[f"average.{name}"])
+        optimizer.state[p] = {
+            "step": torch.tensor(float(state.step)),
+            "exp_avg": tensors[f"exp_avg.{name}"].to(p.device),
+            "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(p.device),
+        }
+    return state
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"Checkpoint {path} cannot be read: {error}") from error
+
+
+def load_average(folder: Path) -> tuple[dict[str, torch.Tensor], int]:
+    """Read the averaged weights of a run and how many samples they have seen."""
+    tensors, meta = _read(folder / CHECKPOINT)
+    prefix = "average."
+    weights = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+    return weights, int(meta["samples"])

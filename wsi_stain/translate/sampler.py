@@ -1,0 +1,259 @@
+"""Room 3 of 4: the guided reverse process. One solver: teacher, DDIM and 2M are its settings.
+
+In: start image, a noise function, a guidance. Out: the clean estimate. Not here: bars, files,
+devices, drawing of noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from wsi_stain.config import GuidanceSpec, SolverSpec
+from wsi_stain.errors import DeviceError
+from wsi_stain.translate.guidance import Guidance, StepState, gradient_map
+from wsi_stain.translate.noise import MAP_NOISE_STEP, START_NOISE_STEP, Schedule
+
+__all__ = ["Denoiser", "Noise", "Sampler", "step_grid"]
+
+Noise = Callable[[int], torch.Tensor]
+"""``noise(step)`` gives the field of that step for the current batch, float32 (B, 3, H, W)."""
+
+
+class Denoiser(Protocol):
+    """Whatever estimates the clean picture; `ScoreNet.denoise` is one."""
+
+    def __call__(
+        self, y_t: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor
+    ) -> torch.Tensor:
+        """Map y_t (B, 3, H, W) and the schedule (B,) to y0_hat."""
+        ...
+
+
+def step_grid(solver: SolverSpec) -> list[int]:
+    """List the noise levels a solver visits, S first and 0 last, strictly falling.
+
+    Where rounding would repeat a level the grid is shorter than asked: 300 steps from S = 300
+    is every integer.
+    """
+    n, start = solver.steps, solver.start_step
+    levels = [round(start * (1.0 - i / n) ** solver.spacing) for i in range(n)]
+    return [*sorted({max(1, level) for level in levels}, reverse=True), 0]
+
+
+@dataclass(frozen=True)
+class Move:
+    """One step of the solver in numbers: ``y_s = keep y_t + pull D + spread xi``.
+
+    Attributes
+    ----------
+    keep, pull, spread
+        Weights of the current picture, of the clean estimate and of unit noise.
+    h
+        Step in half log-SNR; infinite for the last.
+    """
+
+    keep: float
+    pull: float
+    spread: float
+    h: float
+
+
+def plan_move(schedule: Schedule, t: int, s: int, eta: float) -> Move:
+    """Weigh a step from level t to s < t.
+
+    Notes
+    -----
+    The exact solution of the linear part with a constant clean estimate (Lu et al. 2022,
+    arXiv 2211.01095, eq. 9; eta as in k-diffusion's 2M SDE). With ``eta = 1`` and ``s = t - 1``
+    it is the ancestral step of DDPM: mean and variance of ``q(y_{t-1} | y_t, y_0)``.
+    """
+    if s == 0:
+        return Move(0.0, 1.0, 0.0, math.inf)
+    h = schedule.half_log_snr(s) - schedule.half_log_snr(t)
+    ratio = float(schedule.sigma[s] / schedule.sigma[t])
+    return Move(
+        keep=ratio * math.exp(-eta * h),
+        pull=float(schedule.alpha[s]) * -math.expm1(-(1.0 + eta) * h),
+        spread=float(schedule.sigma[s]) * math.sqrt(-math.expm1(-2.0 * eta * h)),
+        h=h,
+    )
+
+
+def path_weights(schedule: Schedule, t: int, s: int, eta: float) -> list[tuple[int, float]]:
+    """Weigh the unit steps' noise fields so that a long step follows the same Brownian path.
+
+    Returns
+    -------
+    list of (level, weight)
+        Squares sum to 1: the noise of the interval is ``sum weight * noise(level)``.
+    """
+    lam = schedule.half_log_snr
+    weights = []
+    for u in range(t, s, -1):
+        drift = math.exp(-eta * (lam(s) - lam(u - 1)))
+        weights.append((u, drift * math.sqrt(-math.expm1(-2.0 * eta * (lam(u - 1) - lam(u))))))
+    norm = math.sqrt(sum(w * w for _, w in weights))
+    return [(u, w / norm) for u, w in weights]
+
+
+class Sampler:
+    """Guided reverse process from a start image (METHOD: section 3).
+
+    Parameters
+    ----------
+    schedule
+        Noise levels.
+    denoise
+        Clean estimate, usually `ScoreNet.denoise`.
+    guidance
+        Energy gradient, or none for the unguided process.
+    solver, spec
+        Solver settings; guidance settings (clip, kind of map, its noise).
+
+    Notes
+    -----
+    **Invariant**: a tile's result depends on its start image and its noise, never on the other
+    tiles of the batch.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        denoise: Denoiser,
+        guidance: Guidance | None,
+        solver: SolverSpec,
+        spec: GuidanceSpec,
+    ) -> None:
+        self.schedule, self.denoise, self.guidance = schedule, denoise, guidance
+        self.solver, self.spec = solver, spec
+        self.grid = step_grid(solver)
+
+    @torch.no_grad()
+    def __call__(self, x_0: torch.Tensor, noise: Noise, map_scale: float) -> torch.Tensor:
+        """Run the whole process.
+
+        Parameters
+        ----------
+        x_0
+            Start image x'_0, float32 (B, 3, H, W) in [-1, 1].
+        noise
+            Noise fields of this batch, by step.
+        map_scale
+            99th percentile of the slide's clean gradient map: one number per slide.
+
+        Returns
+        -------
+        torch.Tensor
+            y_0, float32 (B, 3, H, W) in [-1, 1].
+
+        Raises
+        ------
+        DeviceError
+            A value stopped being finite; the step and the term are named.
+        """
+        y_t = self.start(x_0, noise)
+        previous: torch.Tensor | None = None
+        h_previous = math.inf
+        for t, s in zip(self.grid, self.grid[1:], strict=False):
+            y0_hat = self.clean_estimate(y_t, t, s, x_0, noise, map_scale)
+            move = plan_move(self.schedule, t, s, self.solver.eta)
+            y_t = self.step(y_t, y0_hat, previous, move, h_previous)
+            if move.spread > 0.0:
+                y_t = y_t + move.spread * self._path(t, s, noise)
+            previous, h_previous = y0_hat, move.h
+        return y_t.clamp(-1.0, 1.0)
+
+    def start(self, x_0: torch.Tensor, noise: Noise) -> torch.Tensor:
+        """Draw ``y_S ~ q(y_S | x'_0)``."""
+        top = self.solver.start_step
+        alpha, sigma = float(self.schedule.alpha[top]), float(self.schedule.sigma[top])
+        return alpha * x_0 + sigma * noise(START_NOISE_STEP)
+
+    def step(
+        self,
+        y_t: torch.Tensor,
+        y0_hat: torch.Tensor,
+        previous: torch.Tensor | None,
+        move: Move,
+        h_previous: float,
+    ) -> torch.Tensor:
+        """Take one deterministic step; the caller adds the noise.
+
+        Order 2 extrapolates the clean estimate through the previous one (DPM-Solver++ 2M); the
+        first and the last step are of order 1.
+        """
+        estimate = y0_hat
+        if self.solver.order == 2 and previous is not None and math.isfinite(move.h):
+            bend = 0.5 * move.h / h_previous
+            estimate = torch.lerp(previous, y0_hat, 1.0 + bend)
+        return move.keep * y_t + move.pull * estimate
+
+    def clean_estimate(  # noqa: PLR0913 - the paper's state of a step, all of it needed
+        self, y_t: torch.Tensor, t: int, s: int, x_0: torch.Tensor, noise: Noise, map_scale: float
+    ) -> torch.Tensor:
+        """Estimate y_0 at level t, shifted by the energy's gradient, in [-1, 1]."""
+        alpha, sigma = float(self.schedule.alpha[t]), float(self.schedule.sigma[t])
+        ones = torch.ones(len(y_t), device=y_t.device)
+        y0_hat = self.denoise(y_t, alpha * ones, sigma * ones)
+        _require_finite(y0_hat, t, "score net")
+        if self.guidance is None:
+            return y0_hat.clamp(-1.0, 1.0)
+        state = StepState(
+            t=t,
+            y_t=y_t,
+            eps=(y_t - alpha * y0_hat) / sigma,
+            y0_hat=y0_hat,
+            x_t=alpha * x_0 + sigma * noise(START_NOISE_STEP),
+            g_t=self._map(x_0, t, noise, map_scale),
+        )
+        gradient = clip_gradient(self.guidance(state), self.spec, sigma)
+        _require_finite(gradient, t, "guidance")
+        return (y0_hat + self._shift(t, s) * gradient).clamp(-1.0, 1.0)
+
+    def _shift(self, t: int, s: int) -> float:
+        """``sigma^2 / alpha`` at t (score substitution), or at s (the posterior-mean form)."""
+        return self.schedule.kappa(s if self.solver.shift == "mean" else t)
+
+    def _map(self, x_0: torch.Tensor, t: int, noise: Noise, map_scale: float) -> torch.Tensor:
+        level = max(t, self.spec.map_floor_step)
+        field = MAP_NOISE_STEP if self.spec.map_noise == "independent" else START_NOISE_STEP
+        alpha, sigma = float(self.schedule.alpha[level]), float(self.schedule.sigma[level])
+        noised = alpha * x_0 + sigma * noise(field)
+        return gradient_map(noised, self.spec.gradient_map, map_scale)
+
+    def _path(self, t: int, s: int, noise: Noise) -> torch.Tensor:
+        weighted = [w * noise(u) for u, w in path_weights(self.schedule, t, s, self.solver.eta)]
+        return torch.stack(weighted).sum(dim=0) if len(weighted) > 1 else weighted[0]
+
+
+def clip_gradient(gradient: torch.Tensor, spec: GuidanceSpec, sigma: float) -> torch.Tensor:
+    """Bound the guidance: its rms over channels may not pass ``clip_limit / sigma``.
+
+    Parameters
+    ----------
+    gradient
+        float32 (B, 3, H, W).
+    spec
+        `clip` "pixel" bounds each pixel's 3-vector on its own (independent of the window),
+        "tile" each tile by one factor, "off" nothing.
+    sigma
+        Noise level; the score's own size is about ``1 / sigma``.
+    """
+    if spec.clip == "off":
+        return gradient
+    dims = (1,) if spec.clip == "pixel" else (1, 2, 3)
+    rms = gradient.square().mean(dim=dims, keepdim=True).sqrt()
+    return gradient * (spec.clip_limit / sigma / rms.clamp_min(1e-12)).clamp_max(1.0)
+
+
+def _require_finite(values: torch.Tensor, t: int, term: str) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise DeviceError(
+            f"The {term} gave a value that is not finite at step {t}.",
+            hint="Run again with --device cpu to tell a broken device from a broken bundle.",
+        )

@@ -1,0 +1,208 @@
+"""Room 3 of 4: one process, one device. A shard of H&E patches in, a shard of IHC patches out.
+
+In: shard numbers; everything else is in the frozen task. Out: tiles in the store, a short report.
+Not here: scheduling, colour fits, the grid's making.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wsi_stain.config import BundleSpec, GuidanceSpec, SampleConfig, SolverSpec
+from wsi_stain.slides.plan import TileGrid
+from wsi_stain.slides.store import PatchStore
+from wsi_stain.stain.density import glass_alpha
+from wsi_stain.stain.start import StartTransform
+from wsi_stain.translate.bundle import ModelBundle, load_bundle, pick_device
+from wsi_stain.translate.guidance import gradient_map
+from wsi_stain.translate.noise import NoiseField
+from wsi_stain.translate.pixels import to_model, to_rgb
+from wsi_stain.translate.sampler import Noise
+
+__all__ = ["ShardReport", "TranslateTask", "measure_map_scale", "resolve_sampling", "translate_tiles"]
+
+Tiles = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What a worker says about a finished shard."""
+
+    n_tiles: int
+    seconds: float
+    device: str
+    dtype: str
+
+
+def resolve_sampling(
+    spec: BundleSpec, config: SampleConfig
+) -> tuple[SolverSpec, GuidanceSpec | None]:
+    """Settle solver and guidance: what the user asks beats what the bundle says.
+
+    Returns
+    -------
+    tuple
+        Solver, and guidance or none where ``config.guided`` is false.
+    """
+    solver = spec.teacher if config.solver == "teacher" else spec.solver
+    changes = {"steps": config.steps, "start_step": config.start_step}
+    solver = msgspec.structs.replace(
+        solver, **{name: value for name, value in changes.items() if value is not None}
+    )
+    return solver, (config.guidance or spec.guidance) if config.guided else None
+
+
+@dataclass(frozen=True)
+class TranslateTask:
+    """Everything a worker needs to translate any shard of one slide; sent to each worker once.
+
+    Attributes
+    ----------
+    store, grid
+        Paths of the patch store and of the saved grid.
+    bundle
+        Bundle folder or name.
+    sample
+        Solver and guidance settings.
+    start
+        Slide-level start-image transform.
+    white
+        The slide's glass, grey levels; the glass mask is measured against it.
+    map_scale
+        99th percentile of the slide's gradient map.
+    seed
+        Run seed of the noise field.
+    device
+        "auto", "cuda" or "cpu".
+    key
+        Identity of the work: goes into the done marker of each shard.
+    """
+
+    store: Path
+    grid: Path
+    bundle: str
+    sample: SampleConfig
+    start: StartTransform
+    white: tuple[float, float, float]
+    map_scale: float
+    seed: int
+    device: str
+    key: str
+
+    def __call__(self, shard: int) -> ShardReport:
+        """Translate one shard and mark it done."""
+        began = time.monotonic()
+        bundle = _bundle(self.bundle, self.device)
+        grid = TileGrid.load(self.grid)
+        store = PatchStore.open(self.store)
+        numbers = grid.shard(shard)
+        places = np.array([grid.region_out(i)[:2] for i in numbers], dtype=np.int64)
+        he = store.read("he", shard)
+        store.write("ihc", shard, translate_tiles(bundle, self, he, places), self.key)
+        seconds = time.monotonic() - began
+        return ShardReport(len(he), seconds, str(bundle.device), str(bundle.dtype))
+
+
+@functools.lru_cache(maxsize=2)
+def _bundle(name: str, device: str) -> ModelBundle:
+    """Load once per process: building the nets takes longer than a small shard."""
+    return load_bundle(name, pick_device(device))
+
+
+def translate_tiles(
+    bundle: ModelBundle, task: TranslateTask, he: Tiles, places_xy: NDArray[np.int64]
+) -> Tiles:
+    """Translate tiles in batches of one constant shape.
+
+    Parameters
+    ----------
+    bundle
+        Loaded model.
+    task
+        Settings and slide-level transforms.
+    he
+        H&E patches, uint8 (n, t, t, 3).
+    places_xy
+        Left and top of each patch in the out frame, int64 (n, 2).
+
+    Returns
+    -------
+    ndarray
+        IHC patches, uint8 (n, t, t, 3), glass composited with the bundle's white.
+
+    Notes
+    -----
+    **Invariant**: the last batch is filled up by repeating its last tile, so that a tile's result
+    never depends on how many tiles travel with it.
+    """
+    solver, guidance = resolve_sampling(bundle.spec, task.sample)
+    sampler = bundle.sampler(solver, guidance)
+    field = NoiseField(task.seed)
+    parts = []
+    for rows in _batches(len(he), task.sample.batch_tiles):
+        start = task.start.apply(he[rows])
+        if sampler is None:
+            made = start
+        else:
+            places = torch.from_numpy(places_xy[rows]).to(bundle.device)
+            noise = _remembered(field, places, he.shape[1])
+            made = to_rgb(sampler(to_model(start, bundle.device), noise, task.map_scale))
+        parts.append(_composite(made, he[rows], task.white, bundle.spec.color.white))
+    return np.concatenate(parts)[: len(he)]
+
+
+def _remembered(field: NoiseField, places: torch.Tensor, size_px: int) -> Noise:
+    """Draw each field once: the start's and the map's are asked for in every step."""
+
+    @functools.lru_cache(maxsize=4)
+    def noise(step: int) -> torch.Tensor:
+        return field.at(places, step, size_px)
+
+    return noise
+
+
+def _batches(n: int, batch: int) -> Iterator[NDArray[np.int64]]:
+    for first in range(0, n, batch):
+        yield np.minimum(np.arange(first, first + batch), n - 1)
+
+
+def _composite(
+    ihc: Tiles, he: Tiles, white: tuple[float, float, float], ihc_white: tuple[float, float, float]
+) -> Tiles:
+    """Lay the bundle's white over the glass of the H&E, softly: lumina stay open."""
+    alpha = glass_alpha(he, np.asarray(white, np.float32))[..., None]
+    mixed = ihc + alpha * (np.asarray(ihc_white, np.float32) - ihc)
+    composited: Tiles = np.rint(mixed).astype(np.uint8)
+    return composited
+
+
+def measure_map_scale(start: StartTransform, he: Tiles, tissue: NDArray[np.bool_], kind: str) -> float:
+    """Measure the slide's scale of the gradient map: its 99th percentile over tissue.
+
+    Parameters
+    ----------
+    start
+        Slide-level start-image transform.
+    he
+        Sample patches of the slide, uint8 (n, t, t, 3).
+    tissue
+        Tissue pixels of those patches, bool (n, t, t).
+    kind
+        Gradient map, see `gradient_map`.
+
+    Returns
+    -------
+    float
+        Positive; the map divided by it is about 0..1.
+    """
+    strengths = gradient_map(to_model(start.apply(he)), kind)[:, 0].numpy()
+    return max(1e-3, float(np.percentile(strengths[tissue], 99.0)))
