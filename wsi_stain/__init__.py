@@ -17,7 +17,7 @@ _EXPORTS = {
     "RunConfig": "wsi_stain.config",
     "SlideSource": "wsi_stain.slides.image",
     "load_bundle": "wsi_stain.translate.bundle",
-    "plan_slide": "wsi_stain.pipeline",
+    "plan_slide": "wsi_stain.planning",
     "translate_slide": "wsi_stain.pipeline",
     "write_pyramid": "wsi_stain.write.tiff",
 }

@@ -81,11 +81,21 @@ def _with(options: list[Callable[[F], F]]) -> Callable[[F], F]:
 
 plan_options = _with(
     [
-        click.option("--mpp", "slide.mpp", type=float, help="Pixel size of the slide, um/px."),
+        click.option("--mpp", "slide__mpp", type=float, help="Pixel size of the slide, um/px."),
         click.option("--bundle", "bundle", help="Model: a shipped name or a folder."),
         click.option("--recipe", type=SLIDE, help="TOML file with settings; flags beat it."),
-        click.option("--device", "cluster.device", help="auto, cuda or cpu."),
-        click.option("--workers", "cluster.workers", type=int, help="0: one per device or core."),
+        click.option("--overlap-px", "tiles__overlap_px", type=int, help="Overlap of tiles, px."),
+        click.option(
+            "--tissue-min-fraction",
+            "tiles__tissue_min_fraction",
+            type=float,
+            help="Least share of tissue in a tile; 0 keeps all.",
+        ),
+        click.option(
+            "--shard-tiles", "tiles__shard_tiles", type=int, help="Tiles per task; 0: by size."
+        ),
+        click.option("--device", "cluster__device", help="auto, cuda or cpu."),
+        click.option("--workers", "cluster__workers", type=int, help="0: one per device or core."),
     ]
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
@@ -97,17 +107,16 @@ quiet_option = click.option("--quiet", is_flag=True, help="Show errors only.")
 @click.option("--out", type=SLIDE, default=Path(), help="Output folder [default: here].")
 @plan_options
 @click.option("--seed", type=int, help="Seed of the noise; same seed, same picture.")
-@click.option("--solver", "sample.solver", help="solver (few steps) or teacher (300 steps).")
-@click.option("--steps", "sample.steps", type=int, help="Steps of the solver.")
+@click.option("--solver", "sample__solver", help="solver (few steps) or teacher (300 steps).")
+@click.option("--steps", "sample__steps", type=int, help="Steps of the solver.")
 @click.option("--unguided", is_flag=True, help="Leave the guidance out (ablation).")
-@click.option("--method", "stain.method", help="Color fit: macenko, reinhard or vahadane.")
-@click.option("--batch", "sample.batch_tiles", type=int, help="Tiles per batch.")
-@click.option("--overlap", "tiles.overlap_px", type=int, help="Overlap of tiles, px.")
-@click.option("--quality", "write.quality", type=int, help="JPEG quality.")
-@click.option("--subsampling", "write.subsampling", help="JPEG chroma, 4:2:0 or 4:4:4.")
-@click.option("--lossless", "write.lossless", is_flag=True, default=None, help="LZW, no JPEG.")
+@click.option("--method", "stain__method", help="Color fit: macenko, reinhard or vahadane.")
+@click.option("--batch", "sample__batch_tiles", type=int, help="Tiles per batch.")
+@click.option("--quality", "write__quality", type=int, help="JPEG quality.")
+@click.option("--subsampling", "write__subsampling", help="JPEG chroma, 4:2:0 or 4:4:4.")
+@click.option("--lossless", "write__lossless", is_flag=True, default=None, help="LZW, no JPEG.")
 @click.option(
-    "--overwrite", "write.overwrite", is_flag=True, default=None, help="Replace the output."
+    "--overwrite", "write__overwrite", is_flag=True, default=None, help="Replace the output."
 )
 @click.option("--keep-store", is_flag=True, help="Keep the patch store after the run.")
 @quiet_option
@@ -127,7 +136,7 @@ def translate(**options: Any) -> None:
     slide, out = options.pop("slide"), options.pop("out")
     quiet, as_json = options.pop("quiet"), options.pop("as_json")
     keep_store, unguided = options.pop("keep_store"), options.pop("unguided")
-    options["sample.guided"] = False if unguided else None
+    options["sample__guided"] = False if unguided else None
     config, origins = _settle(options)
     with ProgressDisplay(quiet=quiet or as_json) as display:
         result = translate_slide(
@@ -143,7 +152,7 @@ def translate(**options: Any) -> None:
 def plan(**options: Any) -> None:
     """Show what `translate` would do: tissue, tiles, memory, disk, time. Seconds, no GPU."""
     from wsi_stain.console import print_facts
-    from wsi_stain.pipeline import plan_slide
+    from wsi_stain.planning import plan_slide
 
     slide, as_json = options.pop("slide"), options.pop("as_json")
     config, _ = _settle(options)
@@ -157,10 +166,12 @@ def plan(**options: Any) -> None:
 def info(slide: Path, mpp: float | None, as_json: bool) -> None:
     """Show size, pixel size and its origin, and levels of a slide."""
     from wsi_stain.console import print_facts
+    from wsi_stain.planning import slide_facts
     from wsi_stain.slides.image import SlideSource
 
     with SlideSource.open(slide, mpp=mpp) as source:
-        _print(source.facts(), as_json, print_facts)
+        levels = [f"{level.size} (1/{level.downsample:.4g})" for level in source.levels]
+        _print({**slide_facts(source), "levels": ", ".join(levels)}, as_json, print_facts)
 
 
 @cli.command()
@@ -248,7 +259,9 @@ def _settle(options: dict[str, Any]) -> tuple[Any, dict[str, str]]:
     from wsi_stain.config import resolve_run_config
 
     recipe = options.pop("recipe")
-    return resolve_run_config(options, recipe)
+    # A flag's name in Python is its place in the settings: write__quality is write.quality.
+    flags = {name.replace("__", "."): value for name, value in options.items()}
+    return resolve_run_config(flags, recipe)
 
 
 def _print(facts: dict[str, Any], as_json: bool, print_facts: Callable[[Any], None]) -> None:

@@ -37,6 +37,7 @@ __all__ = [
     "decode_bundle_spec",
     "load_recipe",
     "resolve_run_config",
+    "resolve_sampling",
 ]
 
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
@@ -185,7 +186,7 @@ class TileConfig(Settings, kw_only=True):
     overlap_px: Annotated[int, msgspec.Meta(ge=0, le=512, multiple_of=2)] = 32
     tissue_min_fraction: Fraction = 0.02
     mpp_tolerance: Fraction = 0.1
-    shard_tiles: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
+    shard_tiles: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0  # 0: 64, fewer on small slides
     mask_mpp: Mpp = 8.0
 
 
@@ -392,6 +393,24 @@ def resolve_run_config(
         node[leaf] = value
         origins[name] = "flag"
     return _convert(merged, RunConfig, "Settings", ConfigError), origins
+
+
+def resolve_sampling(
+    spec: BundleSpec, config: SampleConfig
+) -> tuple[SolverSpec, GuidanceSpec | None]:
+    """Settle solver and guidance: what the user asks beats what the bundle says.
+
+    Returns
+    -------
+    tuple
+        Solver, and guidance or none where ``config.guided`` is false.
+    """
+    solver = spec.teacher if config.solver == "teacher" else spec.solver
+    changes = {"steps": config.steps, "start_step": config.start_step}
+    solver = msgspec.structs.replace(
+        solver, **{name: value for name, value in changes.items() if value is not None}
+    )
+    return solver, (config.guidance or spec.guidance) if config.guided else None
 
 
 def _dotted(node: dict[str, Any], prefix: str = "") -> list[str]:

@@ -70,11 +70,12 @@ def load_images(config: DataConfig, split: str) -> list[TrainImage]:
     Raises
     ------
     ConfigError
-        No manifest and no folders, a file that cannot be decoded, an image smaller than a crop
-        at its largest scale, or no image left.
+        No manifest and no folders, a file that cannot be decoded, an image smaller than a crop,
+        or no image left.
     """
     root = Path(config.root).expanduser()
-    rows = _manifest_rows(root, config, split) if config.where else _folder_rows(root, config, split)
+    find = _manifest_rows if config.where else _folder_rows
+    rows = find(root, config, split)
     images = [_load(root, name, licence, config) for name, licence in sorted(rows)]
     if not images:
         raise ConfigError(
@@ -123,9 +124,10 @@ def _source(name: str) -> str:
 def _load(root: Path, name: str, licence: str, config: DataConfig) -> TrainImage:
     path = root / name
     encoded = np.fromfile(path, dtype=np.uint8) if path.is_file() else np.empty(0, np.uint8)
-    bgr = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
-    if bgr is None:
+    decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
+    if decoded is None:
         raise ConfigError(f"Training image {path} is missing or cannot be decoded.")
+    bgr = np.asarray(decoded, np.uint8)
     if min(bgr.shape[:2]) < config.crop_px:
         raise ConfigError(
             f"Training image {path} is {bgr.shape[1]} x {bgr.shape[0]} px, smaller than a crop "
@@ -137,7 +139,7 @@ def _load(root: Path, name: str, licence: str, config: DataConfig) -> TrainImage
     return TrainImage(path, source, licence, _balance(bgr[:, :, ::-1], white))
 
 
-def _balance(rgb: NDArray[np.generic], white: Sequence[float]) -> Image:
+def _balance(rgb: NDArray[np.uint8], white: Sequence[float]) -> Image:
     """Scale each channel so that its brightest 2 % lie at `white`: one glass for all sources."""
     bright = np.percentile(rgb.reshape(-1, 3), WHITE_PERCENTILE, axis=0)
     gain = np.asarray(white) / np.maximum(bright, 1.0)

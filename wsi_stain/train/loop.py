@@ -36,14 +36,22 @@ LOG = "log.jsonl"
 class Stage(Protocol):
     """What a training stage brings: a net, a loss per sample, a held-out measure."""
 
-    net: nn.Module
+    @property
+    def net(self) -> nn.Module:
+        """What is trained; parameters that want no gradient are left alone."""
+        ...
+
+    @property
+    def memory(self) -> dict[str, torch.Tensor]:
+        """Tensors beside the net that the loss updates in place; empty for most stages."""
+        ...
 
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> torch.Tensor:
         """Loss of one batch, one number per sample or position; all randomness is passed in."""
         ...
 
-    def evaluate(self, net: nn.Module) -> dict[str, float]:
-        """Held-out numbers of the averaged net, by name."""
+    def evaluate(self) -> dict[str, float]:
+        """Held-out numbers by name; the loop puts the averaged weights in the net meanwhile."""
         ...
 
 
@@ -82,11 +90,13 @@ def fit(
 
     Raises
     ------
+    ConfigError
+        The folder's checkpoint cannot be read, or is of another stage or net.
     DeviceError
         The loss is not finite; the checkpoint on disk is the last good one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = _resume(stage.net, config, folder)
+    state = _resume(stage, config, folder)
     device = next(stage.net.parameters()).device
     listener(Event("train", "start", done=state.samples, total=config.samples))
     losses: list[float] = []
@@ -102,8 +112,8 @@ def fit(
             _measure(stage, state, folder, losses, listener)
             losses = []
         if before // config.checkpoint_every != state.samples // config.checkpoint_every:
-            _save(stage.net, config, state, folder)
-    _save(stage.net, config, state, folder)
+            _save(stage, config, state, folder)
+    _save(stage, config, state, folder)
     _measure(stage, state, folder, losses, listener)
     listener(Event("train", "finish", done=state.samples, total=config.samples))
 
@@ -130,7 +140,7 @@ def _step(stage: Stage, config: TrainConfig, state: _State, device: torch.device
     state.optimizer.step()
     decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
     with torch.no_grad():
-        weights = [p for p in stage.net.parameters() if p.requires_grad]
+        weights: list[torch.Tensor] = list(_trained(stage.net).values())
         torch._foreach_lerp_(list(state.average.values()), weights, 1.0 - decay)
     return value
 
@@ -142,7 +152,7 @@ def _measure(
     live = {name: p.detach().clone() for name, p in _trained(stage.net).items()}
     _load_into(stage.net, state.average)
     stage.net.eval()
-    held_out = stage.evaluate(stage.net)
+    held_out = stage.evaluate()
     stage.net.train()
     _load_into(stage.net, live)
     row: dict[str, Any] = {
@@ -166,10 +176,12 @@ def _load_into(net: nn.Module, weights: dict[str, torch.Tensor]) -> None:
             p.copy_(weights[name])
 
 
-def _save(net: nn.Module, config: TrainConfig, state: _State, folder: Path) -> None:
-    tensors = {f"net.{name}": p.detach() for name, p in _trained(net).items()}
+def _save(stage: Stage, config: TrainConfig, state: _State, folder: Path) -> None:
+    trained = _trained(stage.net)
+    tensors = {f"net.{name}": p.detach() for name, p in trained.items()}
     tensors |= {f"average.{name}": tensor for name, tensor in state.average.items()}
-    for (name, _), p in zip(_trained(net).items(), _flat(state.optimizer), strict=True):
+    tensors |= {f"memory.{name}": tensor for name, tensor in stage.memory.items()}
+    for name, p in trained.items():
         for key in ("exp_avg", "exp_avg_sq"):
             if key in state.optimizer.state[p]:
                 tensors[f"{key}.{name}"] = state.optimizer.state[p][key]
@@ -184,30 +196,31 @@ def _save(net: nn.Module, config: TrainConfig, state: _State, folder: Path) -> N
     os.replace(part, folder / CHECKPOINT)
 
 
-def _flat(optimizer: torch.optim.AdamW) -> list[nn.Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def _resume(net: nn.Module, config: TrainConfig, folder: Path) -> _State:
-    trained = _trained(net)
-    optimizer = torch.optim.AdamW(
-        trained.values(), lr=config.lr, weight_decay=config.weight_decay
-    )
+def _resume(stage: Stage, config: TrainConfig, folder: Path) -> _State:
+    trained = _trained(stage.net)
+    optimizer = torch.optim.AdamW(trained.values(), lr=config.lr, weight_decay=config.weight_decay)
     average = {name: p.detach().clone() for name, p in trained.items()}
     state = _State(0, 0, 0.0, average, optimizer)
     path = folder / CHECKPOINT
     if not path.exists():
         return state
     tensors, meta = _read(path)
-    if meta.get("stage") != config.stage or {f"net.{n}" for n in trained} - set(tensors):
+    expected = {f"net.{name}": p.shape for name, p in trained.items()}
+    expected |= {f"memory.{name}": tensor.shape for name, tensor in stage.memory.items()}
+    found = {n: t.shape for n, t in tensors.items() if n.startswith(("net.", "memory."))}
+    if meta.get("stage") != config.stage or found != expected:
         raise ConfigError(
             f"Checkpoint {path} belongs to another stage or net.", hint="Use a new --run folder."
         )
     state.step, state.samples = int(meta["step"]), int(meta["samples"])
     state.seconds = float(meta["seconds"])
-    _load_into(net, {name: tensors[f"net.{name}"] for name in trained})
+    _load_into(stage.net, {name: tensors[f"net.{name}"] for name in trained})
+    for name, tensor in stage.memory.items():
+        tensor.copy_(tensors[f"memory.{name}"])
     for name, p in trained.items():
         state.average[name].copy_(tensors[f"average.{name}"])
+        if state.step == 0:  # stopped before the first step: the optimizer has no moments yet
+            continue
         optimizer.state[p] = {
             "step": torch.tensor(float(state.step)),
             "exp_avg": tensors[f"exp_avg.{name}"].to(p.device),
@@ -224,9 +237,23 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise ConfigError(f"Checkpoint {path} cannot be read: {error}") from error
 
 
-def load_average(folder: Path) -> tuple[dict[str, torch.Tensor], int]:
-    """Read the averaged weights of a run and how many samples they have seen."""
-    tensors, meta = _read(folder / CHECKPOINT)
+def load_average(folder: Path, stage: str | None = None) -> tuple[dict[str, torch.Tensor], int]:
+    """Read the averaged weights of a run and how many samples they have seen.
+
+    `stage` is what the checkpoint must be of; none: whatever it is.
+
+    Raises
+    ------
+    ConfigError
+        No checkpoint, a damaged one, or one of another stage.
+    """
+    path = folder / CHECKPOINT
+    tensors, meta = _read(path)
+    if stage is not None and meta.get("stage") != stage:
+        raise ConfigError(
+            f"Checkpoint {path} is of stage {meta.get('stage')}, not {stage}.",
+            hint="Name the run folder of that stage.",
+        )
     prefix = "average."
     weights = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
     return weights, int(meta["samples"])

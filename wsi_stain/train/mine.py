@@ -107,16 +107,22 @@ def pair_scores(
     -------
     tuple
         joint (B h w,) and marginal (k, B h w), nats.
+
+    Notes
+    -----
+    The map is the anchor: a map's place meets rolled places of the picture. Anchored on the
+    picture, InfoNCE would fix the score only up to a function of the picture, whose gradient
+    would be arbitrary guidance (METHOD, section 4).
     """
     side = a.shape[-1]
     place = torch.arange(side * side, device=a.device).view(side, side)
     offsets = roll_offsets(side, critic.spec.negatives, reach)
-    partner = torch.stack([place.roll(offset, (0, 1)).flatten() for offset in offsets])
+    partner = torch.stack([place.roll(offset, (0, 1)).flatten() for offset in offsets], dim=1)
     # One matrix product and a gather: rolled copies of the embeddings would cost ten times more.
     dots = torch.einsum("bep,beq->bpq", a.flatten(2), b.flatten(2))
     joint = critic.bound(dots.diagonal(dim1=1, dim2=2))
-    marginal = critic.bound(dots.gather(1, partner.expand(len(a), -1, -1)))
-    return joint.flatten(), marginal.transpose(0, 1).flatten(1)
+    marginal = critic.bound(dots.gather(2, partner.expand(len(a), -1, -1)))
+    return joint.flatten(), marginal.movedim(2, 0).flatten(1)
 
 
 def map_scales(y_0: torch.Tensor, kind: str) -> torch.Tensor:
@@ -142,22 +148,23 @@ class MineStage:
         self, config: TrainConfig, train: ImageSet, held_out: ImageSet, device: torch.device
     ) -> None:
         torch.manual_seed(config.seed)
-        self.net: Critic = Critic(config.critic).to(device, memory_format=torch.channels_last)
+        self.net: Critic = Critic(config.critic).to(device)
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.config, self.train, self.device = config, train, device
         self.schedule = Schedule()
         self.held_out = held_out.fixed(HELD_OUT_CROPS, seed=1).to(device)
         self.running = torch.zeros((), device=device)
+        self.memory = {"running": self.running} if config.critic.loss == "mine" else {}
 
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> torch.Tensor:
         """Loss of one batch: a scalar, since negatives mix positions."""
         y_0 = self.train.batch(self.config.batch, rng).to(self.device)
         steps = torch.from_numpy(rng.integers(1, self.config.focus_step + 1, len(y_0)))
-        joint, marginal = self._scores(self.net, y_0, steps.to(self.device), generator)
+        joint, marginal = self._scores(y_0, steps.to(self.device), generator)
         return mi_loss(joint, marginal, self.config.critic.loss, self.running)
 
-    def evaluate(self, net: torch.nn.Module) -> dict[str, float]:
+    def evaluate(self) -> dict[str, float]:
         """Held-out information by step, nats (the summary's first experiment)."""
-        assert isinstance(net, Critic)
         values = {}
         for step in HELD_OUT_STEPS:
             if step > self.config.focus_step:
@@ -165,13 +172,12 @@ class MineStage:
             generator = torch.Generator(self.device).manual_seed(step)
             steps = torch.full((len(self.held_out),), step, device=self.device)
             with torch.inference_mode():
-                joint, marginal = self._scores(net, self.held_out, steps, generator)
+                joint, marginal = self._scores(self.held_out, steps, generator)
             values[f"nats_{step}"] = dv_estimate(joint, marginal)
         return values
 
     def _scores(
         self,
-        net: Critic,
         y_0: torch.Tensor,
         steps: torch.Tensor,
         generator: torch.Generator,
@@ -185,6 +191,6 @@ class MineStage:
             return alpha[at].view(-1, 1, 1, 1) * y_0 + sigma[at].view(-1, 1, 1, 1) * field
 
         g_t = gradient_map(noised(levels), self.config.gradient_map, scales)
-        a = net.embed_map(g_t, torch.log(sigma[levels] / alpha[levels]))
-        b = net.embed_picture(noised(steps), torch.log(sigma[steps] / alpha[steps]))
-        return pair_scores(net, a, b)
+        a = self.net.embed_map(g_t, torch.log(sigma[levels] / alpha[levels]))
+        b = self.net.embed_picture(noised(steps), torch.log(sigma[steps] / alpha[steps]))
+        return pair_scores(self.net, a, b)

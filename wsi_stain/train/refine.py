@@ -60,7 +60,7 @@ class RefineStage:
         Where to train.
     """
 
-    def __init__(  # noqa: PLR0913 - a stage needs its recipe, encoder, two sets and a device
+    def __init__(
         self,
         config: TrainConfig,
         encoder: ScoreNet,
@@ -72,6 +72,7 @@ class RefineStage:
         self.net: ContrastHeads = ContrastHeads(config.heads, encoder.spec.channels).to(device)
         self.encoder = encoder.to(device).eval().requires_grad_(False)
         self.config, self.train, self.device = config, train, device
+        self.memory: dict[str, torch.Tensor] = {}
         self.schedule = Schedule()
         self.held_out = held_out.fixed(HELD_OUT_CROPS, seed=1).to(device)
 
@@ -83,9 +84,8 @@ class RefineStage:
         queries, keys = self._features(y_0, steps.to(self.device), gamma, generator)
         return contrast_loss(self.net, queries, keys, y_0.shape[-1])
 
-    def evaluate(self, net: torch.nn.Module) -> dict[str, float]:
+    def evaluate(self) -> dict[str, float]:
         """Held-out nats per position, and how often the own place wins, by level."""
-        assert isinstance(net, ContrastHeads)
         values: dict[str, float] = {}
         gamma = torch.ones(len(self.held_out))
         for step in HELD_OUT_LEVELS:
@@ -93,7 +93,7 @@ class RefineStage:
             steps = torch.full((len(self.held_out),), step, device=self.device)
             with torch.inference_mode():
                 features = self._features(self.held_out, steps, gamma, generator)
-                loss = contrast_loss(net, *features, self.held_out.shape[-1])
+                loss = contrast_loss(self.net, *features, self.held_out.shape[-1])
             values[f"nats_{step}"] = float(loss.mean())
             values[f"sure_{step}"] = float((loss < np.log(2.0)).float().mean())
         return values

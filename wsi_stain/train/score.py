@@ -10,12 +10,19 @@ import torch
 from msgspec import structs
 from numpy.typing import NDArray
 
-from wsi_stain.config import TrainConfig
+from wsi_stain.config import NetSpec, TrainConfig
 from wsi_stain.train.data import ImageSet, measure_mean_sd
 from wsi_stain.translate.networks import ScoreNet
 from wsi_stain.translate.noise import Schedule
 
-__all__ = ["HELD_OUT_STEPS", "ScoreStage", "draw_steps", "eps_errors", "score_loss"]
+__all__ = [
+    "HELD_OUT_STEPS",
+    "ScoreStage",
+    "draw_steps",
+    "eps_errors",
+    "score_loss",
+    "settle_net",
+]
 
 HELD_OUT_STEPS = (10, 40, 80, 150, 220, 300, 500)
 """Noise levels at which the held-out loss is written down."""
@@ -90,6 +97,12 @@ def eps_errors(
     return errors
 
 
+def settle_net(net: NetSpec, train: ImageSet) -> NetSpec:
+    """Complete a net's shape with the mean and spread of the data it is trained on."""
+    mean, spread = measure_mean_sd(train)
+    return structs.replace(net, data_mean=mean, data_sd=spread)
+
+
 class ScoreStage:
     """Stage 1 for the loop: images in, denoising loss out.
 
@@ -107,10 +120,11 @@ class ScoreStage:
         self, config: TrainConfig, train: ImageSet, held_out: ImageSet, device: torch.device
     ) -> None:
         torch.manual_seed(config.seed)
-        mean, spread = measure_mean_sd(train)
-        self.spec = structs.replace(config.net, data_mean=mean, data_sd=spread)
-        self.net: ScoreNet = ScoreNet(self.spec).to(device, memory_format=torch.channels_last)
+        self.spec = settle_net(config.net, train)
+        self.net: ScoreNet = ScoreNet(self.spec).to(device)
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.config, self.train, self.device = config, train, device
+        self.memory: dict[str, torch.Tensor] = {}
         self.schedule = Schedule()
         self.held_out = held_out.fixed(HELD_OUT_CROPS, seed=1).to(device)
 
@@ -121,7 +135,7 @@ class ScoreStage:
         eps = torch.randn(y_0.shape, generator=generator, device=self.device)
         return score_loss(self.net, self.schedule, y_0, steps, eps)
 
-    def evaluate(self, net: torch.nn.Module) -> dict[str, float]:
+    def evaluate(self) -> dict[str, float]:
         """Held-out eps-MSE by step."""
-        errors = eps_errors(net, self.schedule, self.held_out, seed=2)  # type: ignore[arg-type]
+        errors = eps_errors(self.net, self.schedule, self.held_out, seed=2)
         return {f"eps_mse_{step}": error for step, error in errors.items()}

@@ -73,9 +73,7 @@ class ModelBundle:
             guidance or self.spec.guidance,
         )
 
-    def _terms(
-        self, schedule: Schedule, solver: SolverSpec, spec: GuidanceSpec
-    ) -> list[Guidance]:
+    def _terms(self, schedule: Schedule, solver: SolverSpec, spec: GuidanceSpec) -> list[Guidance]:
         terms: list[Guidance] = []
         if spec.structure_scale > 0:
             critic = _required(self.critic, self.spec.name, "critic", "structure_scale = 0")
@@ -150,7 +148,9 @@ def load_bundle(name: str, device: torch.device, dtype: torch.dtype | None = Non
     for part, net in nets.items():
         _fill(net, folder / FILES[part], spec)
         net.eval().requires_grad_(False)
-        net.to(device, dtype if part == "score" else torch.float32)
+        net.to(device)
+        if isinstance(net, ScoreNet):
+            net.lower(dtype)
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     score, critic, heads = (nets.get(part) for part in FILES)
     return ModelBundle(spec, device, dtype, score, critic, heads)  # type: ignore[arg-type]

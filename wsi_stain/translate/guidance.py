@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from wsi_stain.config import GuidanceSpec
+from wsi_stain.errors import ConfigError
 from wsi_stain.translate.networks import ContrastHeads, Critic, ScoreNet
 from wsi_stain.translate.noise import Schedule
 
@@ -257,12 +258,20 @@ class PatchContrast:
             y_t = state.y_t.detach().clone().requires_grad_(True)
             queries = self.net.features(y_t, alpha * ones, sigma * ones)
             if self.spec.contrast == "l2":
-                terms = [(q.float() - k.float()).square().mean(1).sum() for q, k in _zip(queries, keys)]
-                loss = torch.stack(terms).sum() / len(terms)
+                loss = _feature_distance(queries, keys)
             else:
                 loss = contrast_loss(self.heads, queries, keys, y_t.shape[-1]).sum()
             (gradient,) = torch.autograd.grad(loss, y_t)
         return -self.spec.contrast_scale * gradient
+
+
+def _feature_distance(queries: list[torch.Tensor], keys: list[torch.Tensor]) -> torch.Tensor:
+    """Sum squared differences over positions, mean over channels and levels (the ablation)."""
+    terms = [
+        (q.float() - k.float()).square().mean(dim=1).sum()
+        for q, k in zip(queries, keys, strict=True)
+    ]
+    return torch.stack(terms).mean()
 
 
 def contrast_loss(
@@ -281,28 +290,25 @@ def contrast_loss(
     -------
     torch.Tensor
         float32 (B, P): nats per position, mean over levels (arXiv 2007.15651, eq. 3).
+
+    Notes
+    -----
+    Positions are the centers of 16 px cells, or the coarsest level's positions where these lie
+    further apart: every level answers for the same places.
     """
-    total: torch.Tensor | None = None
-    for level, (q, k) in enumerate(_zip(queries, keys)):
-        query = heads(level, _at_cells(q, size_px))
-        key = heads(level, _at_cells(k, size_px)).detach()
+    cell_px = max(CELL_PX, size_px // min(q.shape[-1] for q in queries))
+    losses = []
+    for level, (q, k) in enumerate(zip(queries, keys, strict=True)):
+        query = heads(level, _at_cells(q, size_px, cell_px))
+        key = heads(level, _at_cells(k, size_px, cell_px)).detach()
         logits = torch.einsum("bpe,bqe->bpq", query, key) / heads.spec.temperature
-        loss = torch.logsumexp(logits, dim=-1) - logits.diagonal(dim1=1, dim2=2)
-        total = loss if total is None else total + loss
-    if total is None:
-        raise ValueError("contrast_loss needs at least one feature level")
-    return total / len(queries)
+        losses.append(torch.logsumexp(logits, dim=-1) - logits.diagonal(dim1=1, dim2=2))
+    return torch.stack(losses).mean(dim=0)
 
 
-def _zip(
-    queries: list[torch.Tensor], keys: list[torch.Tensor]
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return list(zip(queries, keys, strict=True))
-
-
-def _at_cells(features: torch.Tensor, size_px: int) -> torch.Tensor:
-    """Sample features (B, C, h, w) at the centers of 16 px cells: (B, P, C), float32."""
-    stride = max(1, CELL_PX * features.shape[-1] // size_px)
+def _at_cells(features: torch.Tensor, size_px: int, cell_px: int) -> torch.Tensor:
+    """Sample features (B, C, h, w) at the centers of cells: (B, P, C), float32."""
+    stride = max(1, cell_px * features.shape[-1] // size_px)
     picked = features[:, :, stride // 2 :: stride, stride // 2 :: stride]
     return picked.float().flatten(2).transpose(1, 2)
 
@@ -337,6 +343,11 @@ def roll_offsets(side: int, n: int, reach: int = 6) -> list[tuple[int, int]]:
     -------
     list of (rows, columns)
         Spread evenly over all allowed offsets, always the same for a side and n.
+
+    Raises
+    ------
+    ConfigError
+        The map is too small for any such offset.
     """
     far = [
         (dy, dx)
@@ -344,6 +355,12 @@ def roll_offsets(side: int, n: int, reach: int = 6) -> list[tuple[int, int]]:
         for dx in range(side)
         if max(min(dy, side - dy), min(dx, side - dx)) >= reach
     ]
+    if not far:
+        raise ConfigError(
+            f"Tiles of {8 * side} px are too small to draw negatives from: every place is "
+            f"within {reach} positions of 8 px of every other.",
+            hint=f"Take tiles and crops of at least {16 * reach} px.",
+        )
     stride = max(1, len(far) // n)
     return far[stride // 2 :: stride][:n]
 

@@ -46,13 +46,13 @@ class NoiseLevel(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         frequencies = torch.exp(torch.linspace(math.log(0.25), math.log(16.0), 32))
+        self.frequencies: torch.Tensor
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.mlp = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, log_noise: torch.Tensor) -> torch.Tensor:
         """Give the embedding, SiLU applied."""
-        frequencies: torch.Tensor = self.frequencies  # type: ignore[assignment]
-        phase = log_noise.float()[:, None] * frequencies
+        phase = log_noise.float()[:, None] * self.frequencies
         return F.silu(self.mlp(torch.cat([phase.cos(), phase.sin()], dim=1)))
 
 
@@ -115,11 +115,19 @@ class ScoreNet(nn.Module):
         nn.init.zeros_(self.tail.weight)
         nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]
         mean = torch.tensor(spec.data_mean).view(1, 3, 1, 1)
+        self.mean: torch.Tensor
         self.register_buffer("mean", mean, persistent=False)
 
-    def denoise(
-        self, y_t: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor
-    ) -> torch.Tensor:
+    def lower(self, dtype: torch.dtype) -> None:
+        """Put the UNet's weights in `dtype`; the noise level and the mean stay float32.
+
+        In bfloat16 the phases of `NoiseLevel` would be off by 0.3 rad at low noise.
+        """
+        for child in self.children():
+            if child is not self.level:
+                child.to(dtype)
+
+    def denoise(self, y_t: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """Estimate the clean picture.
 
         Parameters
@@ -135,13 +143,13 @@ class ScoreNet(nn.Module):
             y0_hat, float32 (B, 3, H, W), about [-1, 1], not clamped.
         """
         c_skip, c_out, z, inner = self.parts(y_t, alpha, sigma)
-        return c_skip * z + c_out * inner + self._mean()
+        return c_skip * z + c_out * inner + self.mean
 
     def parts(
         self, y_t: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Give ``c_skip, c_out, z, F(c_in z)``: the training loss has unit weight on F."""
-        z, g = _center(y_t, alpha, sigma, self._mean())
+        z, g = _center(y_t, alpha, sigma, self.mean)
         if self.spec.predict == "noise":
             return torch.ones_like(g), -g, z, self.inner(y_t, torch.log(sigma / alpha))
         total = torch.sqrt(g**2 + self.spec.data_sd**2)
@@ -164,8 +172,9 @@ class ScoreNet(nn.Module):
         self, y_t: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor
     ) -> list[torch.Tensor]:
         """Encoder features, one (B, C, h, w) per level: what the contrast heads look at."""
-        z, g = _center(y_t, alpha, sigma, self._mean())
-        scaled = y_t if self.spec.predict == "noise" else z / torch.sqrt(g**2 + self.spec.data_sd**2)
+        z, g = _center(y_t, alpha, sigma, self.mean)
+        total = torch.sqrt(g**2 + self.spec.data_sd**2)
+        scaled = y_t if self.spec.predict == "noise" else z / total
         return self._encode(scaled, self.level(torch.log(sigma / alpha)).to(self._dtype()))[0]
 
     def _encode(
@@ -178,10 +187,6 @@ class ScoreNet(nn.Module):
             h = _run(stack, self.shrink[i - 1](h) if i else h, level)
             skips.append(h)
         return skips, h
-
-    def _mean(self) -> torch.Tensor:
-        mean: torch.Tensor = self.mean  # type: ignore[assignment]
-        return mean
 
     def _dtype(self) -> torch.dtype:
         return self.head.weight.dtype

@@ -27,9 +27,7 @@ Noise = Callable[[int], torch.Tensor]
 class Denoiser(Protocol):
     """Whatever estimates the clean picture; `ScoreNet.denoise` is one."""
 
-    def __call__(
-        self, y_t: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor
-    ) -> torch.Tensor:
+    def __call__(self, y_t: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """Map y_t (B, 3, H, W) and the schedule (B,) to y0_hat."""
         ...
 
@@ -193,7 +191,7 @@ class Sampler:
             estimate = torch.lerp(previous, y0_hat, 1.0 + bend)
         return move.keep * y_t + move.pull * estimate
 
-    def clean_estimate(  # noqa: PLR0913 - the paper's state of a step, all of it needed
+    def clean_estimate(
         self, y_t: torch.Tensor, t: int, s: int, x_0: torch.Tensor, noise: Noise, map_scale: float
     ) -> torch.Tensor:
         """Estimate y_0 at level t, shifted by the energy's gradient, in [-1, 1]."""

@@ -12,13 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wsi_stain.config import BundleSpec, GuidanceSpec, SampleConfig, SolverSpec
-from wsi_stain.slides.plan import TileGrid
+from wsi_stain.config import SampleConfig, resolve_sampling
 from wsi_stain.slides.store import PatchStore
 from wsi_stain.stain.density import glass_alpha
 from wsi_stain.stain.start import StartTransform
@@ -28,7 +26,13 @@ from wsi_stain.translate.noise import NoiseField
 from wsi_stain.translate.pixels import to_model, to_rgb
 from wsi_stain.translate.sampler import Noise
 
-__all__ = ["ShardReport", "TranslateTask", "measure_map_scale", "resolve_sampling", "translate_tiles"]
+__all__ = [
+    "ShardReport",
+    "TranslateTask",
+    "measure_map_scale",
+    "resolve_sampling",
+    "translate_tiles",
+]
 
 Tiles = NDArray[np.uint8]
 
@@ -43,32 +47,14 @@ class ShardReport:
     dtype: str
 
 
-def resolve_sampling(
-    spec: BundleSpec, config: SampleConfig
-) -> tuple[SolverSpec, GuidanceSpec | None]:
-    """Settle solver and guidance: what the user asks beats what the bundle says.
-
-    Returns
-    -------
-    tuple
-        Solver, and guidance or none where ``config.guided`` is false.
-    """
-    solver = spec.teacher if config.solver == "teacher" else spec.solver
-    changes = {"steps": config.steps, "start_step": config.start_step}
-    solver = msgspec.structs.replace(
-        solver, **{name: value for name, value in changes.items() if value is not None}
-    )
-    return solver, (config.guidance or spec.guidance) if config.guided else None
-
-
 @dataclass(frozen=True)
 class TranslateTask:
     """Everything a worker needs to translate any shard of one slide; sent to each worker once.
 
     Attributes
     ----------
-    store, grid
-        Paths of the patch store and of the saved grid.
+    store
+        Path of the patch store.
     bundle
         Bundle folder or name.
     sample
@@ -88,7 +74,6 @@ class TranslateTask:
     """
 
     store: Path
-    grid: Path
     bundle: str
     sample: SampleConfig
     start: StartTransform
@@ -102,10 +87,9 @@ class TranslateTask:
         """Translate one shard and mark it done."""
         began = time.monotonic()
         bundle = _bundle(self.bundle, self.device)
-        grid = TileGrid.load(self.grid)
         store = PatchStore.open(self.store)
-        numbers = grid.shard(shard)
-        places = np.array([grid.region_out(i)[:2] for i in numbers], dtype=np.int64)
+        numbers = store.grid.shard(shard)
+        places = np.array([store.grid.region_out(i)[:2] for i in numbers], dtype=np.int64)
         he = store.read("he", shard)
         store.write("ihc", shard, translate_tiles(bundle, self, he, places), self.key)
         seconds = time.monotonic() - began
@@ -185,7 +169,9 @@ def _composite(
     return composited
 
 
-def measure_map_scale(start: StartTransform, he: Tiles, tissue: NDArray[np.bool_], kind: str) -> float:
+def measure_map_scale(
+    start: StartTransform, he: Tiles, tissue: NDArray[np.bool_], kind: str
+) -> float:
     """Measure the slide's scale of the gradient map: its 99th percentile over tissue.
 
     Parameters

@@ -1,0 +1,71 @@
+# make demo: a slide into a virtual IHC pyramid.   make test: the tests.   make help: the rest.
+# Each target first makes .venv from setup.cfg under the versions pinned in .ci/constraints.txt.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PIP_FLAGS ?=
+DEMO ?= demo
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
+PINS := setup.cfg pyproject.toml .ci/constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint format bench clean
+
+help:
+	@echo "make demo      translate a small real slide, check it, write its report ($(DEMO)/)"
+	@echo "make test      the tests: no GPU, no network, minutes"
+	@echo "make test-all  the slow tests too"
+	@echo "make lint      style, types, import rules"
+	@echo "make format    put the style right"
+	@echo "make bench     one measurement per promise, as JSON lines"
+	@echo "make clean     remove .venv, the demo and caches"
+
+demo: .venv/run.stamp
+	$(BIN)/wsi-stain sample $(DEMO)
+	$(BIN)/wsi-stain translate $(DEMO)/CMU-1-Small-Region.svs --out $(DEMO) --overwrite
+	$(BIN)/wsi-stain validate $(DEMO)/CMU-1-Small-Region_ki67.ome.tiff
+	$(BIN)/wsi-stain report $(DEMO)/CMU-1-Small-Region_ki67.run
+	@echo "H&E:         $(DEMO)/CMU-1-Small-Region.svs"
+	@echo "virtual IHC: $(DEMO)/CMU-1-Small-Region_ki67.ome.tiff (open both in QuPath)"
+
+test: .venv/test.stamp
+	$(BIN)/python -m pytest
+
+test-all: .venv/test.stamp
+	$(BIN)/python -m pytest -m ""
+
+lint: .venv/test.stamp .venv/lint.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/lint.stamp
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: .venv/test.stamp .venv/bench.stamp
+	$(BIN)/python -m pytest tests/benchmarks -m "" -s -p no:randomly
+
+clean:
+	rm -rf .venv $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \
+	    .hypothesis .import_linter_cache
+
+# ---- the environment ----------------------------------------------------------------------------
+
+.venv/pip.stamp:
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "wsi-stain needs Python 3.11 or later, and '$(PYTHON)' is not: make PYTHON=/path/to/python3.11" >&2; \
+	    exit 1; }
+	"$(PYTHON)" -m venv .venv >/dev/null || { \
+	    "$(PYTHON)" -m venv --clear --without-pip .venv && \
+	    "$(PYTHON)" -m pip --python .venv install --quiet pip; }
+	@touch $@
+
+.venv/run.stamp: .venv/pip.stamp $(PINS)
+	$(PIP) -c .ci/constraints.txt -e .
+	@touch $@
+
+.venv/%.stamp: .venv/pip.stamp $(PINS)
+	$(PIP) -c .ci/constraints.txt -e '.[$*]'
+	@touch $@

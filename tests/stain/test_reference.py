@@ -1,0 +1,71 @@
+"""Colors of the training IHC, measured on planted pictures and on the real set."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from wsi_stain.errors import NoTissueError
+from wsi_stain.stain.density import HDX, rgb_to_od
+from wsi_stain.stain.reference import N_QUANTILES, measure_reference
+from wsi_stain.stain.separate import angle_deg
+
+Rgb8 = npt.NDArray[np.uint8]
+Plant = Callable[..., Rgb8]
+WHITE = (243.0, 241.0, 244.0)
+IHC = np.array([[0.62, 0.69, 0.37], [0.27, 0.54, 0.80]])
+
+
+def test_planted_ihc_is_measured(plant_tissue: Plant) -> None:
+    images = [plant_tissue(IHC, seed=seed).reshape(100, 200, 3) for seed in range(3)]
+    found = measure_reference(images, WHITE)
+    for vector, planted in zip(found.stain_od, IHC, strict=True):
+        assert angle_deg(np.array(vector), planted) < 8.0
+    assert len(found.mean_od_quantiles) == N_QUANTILES
+    od = rgb_to_od(images[0].reshape(-1, 3), WHITE)
+    expected = np.quantile(od[od.max(axis=1) > 0.05].mean(axis=1), [0.25, 0.5, 0.75])
+    np.testing.assert_allclose(
+        np.array(found.mean_od_quantiles)[[8, 16, 24]], expected, rtol=0.05
+    )
+
+
+def test_one_black_laboratory_does_not_decide(plant_tissue: Plant) -> None:
+    normal = [plant_tissue(IHC, seed=seed).reshape(100, 200, 3) for seed in range(4)]
+    black = plant_tissue(IHC, strengths=(4.0, 4.0)).reshape(100, 200, 3)
+    alone, joined = measure_reference(normal, WHITE), measure_reference([*normal, black], WHITE)
+    np.testing.assert_allclose(joined.stain_c99, alone.stain_c99, rtol=0.1)
+    np.testing.assert_allclose(
+        joined.mean_od_quantiles[:-1], alone.mean_od_quantiles[:-1], rtol=0.1, atol=0.01
+    )
+
+
+def test_other_colors_keep_the_known_vectors() -> None:
+    rng = np.random.default_rng(0)
+    green = np.array([0.95, 0.10, 0.30]) / np.linalg.norm([0.95, 0.10, 0.30])
+    levels = np.array(WHITE) * np.exp(-rng.gamma(2.0, 0.3, (10_000, 1)) * green)
+    found = measure_reference([np.rint(levels).astype(np.uint8).reshape(100, 100, 3)], WHITE)
+    assert angle_deg(np.array(found.stain_od[1]), HDX[1]) < 1e-6
+
+
+def test_no_stain_is_refused() -> None:
+    with pytest.raises(NoTissueError, match="None of 1 training images"):
+        measure_reference([np.full((50, 50, 3), 242, np.uint8)], WHITE)
+    with pytest.raises(NoTissueError, match="None of 0 training images"):
+        measure_reference([])
+
+
+@pytest.mark.slide
+def test_real_ki67_has_hematoxylin_and_dab(shared_data: Path) -> None:
+    with (shared_data / "manifest.csv").open(newline="", encoding="utf-8") as file:
+        rows = [r for r in csv.DictReader(file) if r["path"].startswith("ihc/ki67_rouland")]
+    pictures = [cv2.imread(str(shared_data / r["path"])) for r in rows[:40:4]]
+    found = measure_reference([p[:, :, ::-1] for p in pictures if p is not None])
+    for vector, known in zip(found.stain_od, HDX, strict=False):
+        assert angle_deg(np.array(vector), known) < 20.0
+    assert (np.diff(found.mean_od_quantiles) >= 0.0).all()

@@ -1,0 +1,1 @@
+"""The judge: metrics on arrays, embeddings, tables and the report page."""

@@ -1,0 +1,77 @@
+"""The table of contents: one slide from H&E to a checked virtual IHC pyramid.
+
+Read `translate_slide` from top to bottom: it is the road, and each line is one stage. What a
+stage does is in `stages`; how is in the four rooms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsi_stain import stages
+from wsi_stain.config import RunConfig
+from wsi_stain.dispatch import open_executor
+from wsi_stain.layout import RunFiles
+from wsi_stain.lock import OutputLock
+from wsi_stain.manifest import Listener, ignore
+from wsi_stain.planning import plan_slide
+
+__all__ = ["RunResult", "translate_slide"]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run says."""
+
+    files: RunFiles
+    summary: Mapping[str, Any]
+
+    def facts(self) -> dict[str, Any]:
+        """Name and value, for the terminal and for machines."""
+        return dict(self.summary)
+
+
+def translate_slide(  # noqa: PLR0913 - the road's one entry, each argument is the caller's
+    path: Path,
+    out: Path,
+    config: RunConfig,
+    *,
+    origins: Mapping[str, str] | None = None,
+    listener: Listener = ignore,
+    keep_store: bool = False,
+) -> RunResult:
+    """Translate one slide; goes on where an earlier run of the same command stopped.
+
+    Parameters
+    ----------
+    path
+        H&E slide; never written to.
+    out
+        Output folder, made if absent.
+    config
+        Settings.
+    origins
+        Where settings came from, for the record.
+    listener
+        Hears the stages.
+    keep_store
+        Keep the patch store after the run.
+
+    Raises
+    ------
+    WsiStainError
+        Any of the family; nothing half-written is left at the output's place.
+    """
+    plan = plan_slide(path, config, listener)
+    files = stages.prepare(plan, out, config)
+    with OutputLock(files.lock), open_executor(config.cluster, stages.cuda_devices) as executor:
+        run = stages.begin(plan, files, config, origins or {})
+        run.fill(executor, listener)
+        run.fit(listener)
+        run.translate(executor, listener)
+        run.write(listener)
+        run.check(listener)
+        return RunResult(files, run.finish(keep_store=keep_store))

@@ -1,0 +1,171 @@
+"""Steps 1 to 4 of the road: open, find tissue, plan, project. Seconds, no torch, no GPU.
+
+In: a slide's path, settings. Out: a `SlidePlan`. Not here: any work on pixels beyond a thumbnail.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_stain.bundles import find_bundle, read_spec
+from wsi_stain.config import BundleSpec, ClusterConfig, RunConfig, resolve_sampling
+from wsi_stain.geometry import Scale, choose_scale
+from wsi_stain.manifest import Event, Listener, ignore
+from wsi_stain.slides.image import SlideSource
+from wsi_stain.slides.mask import TissueMask, find_tissue
+from wsi_stain.slides.plan import TileGrid, plan_tiles
+from wsi_stain.slides.projection import PlanProjection, Speeds, project
+
+__all__ = ["SlidePlan", "cpu_cores", "machine_bytes", "plan_slide", "slide_facts"]
+
+# Seconds per 256 px tile, step and worker: what a laptop core or a data-center GPU gives.
+STEP_TILE_S = {"cpu": 0.08, "cuda": 0.0005}
+GUIDED_COST = 1.6
+WORKER_BYTES = 900 * 2**20
+LARGEST_SHARD_TILES = 64
+FEWEST_SHARDS = 16
+
+
+@dataclass(frozen=True)
+class SlidePlan:
+    """Steps 1 to 4 of the road: what will be done, decided before any work.
+
+    Attributes
+    ----------
+    source
+        The opened slide.
+    spec
+        The bundle's spec.
+    scale
+        How the virtual slide's frame lies over the slide's.
+    mask, thumbnail_rgb
+        Tissue, and the thumbnail it was found on.
+    grid
+        Tiles, shards.
+    projection
+        Bytes and seconds this will take.
+    """
+
+    source: SlideSource
+    spec: BundleSpec
+    scale: Scale
+    mask: TissueMask
+    thumbnail_rgb: NDArray[np.uint8]
+    grid: TileGrid
+    projection: PlanProjection
+
+    def facts(self) -> dict[str, Any]:
+        """What a person wants to know before the work begins."""
+        return plan_facts(self.source, self.spec, self.grid, self.projection)
+
+
+def plan_slide(path: Path, config: RunConfig, listener: Listener = ignore) -> SlidePlan:
+    """Open, find tissue, plan the tiles, refuse early. Seconds, no torch.
+
+    Parameters
+    ----------
+    path
+        H&E slide.
+    config
+        Settings.
+    listener
+        Hears the stages.
+
+    Raises
+    ------
+    SlideError, MppUnknownError, NoTissueError, PlanError, BundleError
+        Each with the next thing to do.
+    """
+    spec = read_spec(find_bundle(config.bundle))
+    listener(Event("plan", "start"))
+    source = SlideSource.open(path, mpp=config.slide.mpp, cache_mb=config.slide.cache_mb)
+    scale = choose_scale(source.size_l0, source.mpp_l0, spec.mpp, config.tiles.mpp_tolerance)
+    thumbnail_rgb = source.thumbnail(config.tiles.mask_mpp)
+    mask = find_tissue(
+        thumbnail_rgb,
+        mpp=config.tiles.mask_mpp,
+        downsample=config.tiles.mask_mpp / source.mpp_l0,
+    )
+    grid = plan_tiles(
+        scale,
+        mask,
+        tile_px=spec.tile_px,
+        overlap_px=config.tiles.overlap_px,
+        tissue_min_fraction=config.tiles.tissue_min_fraction,
+        shard_tiles=config.tiles.shard_tiles or LARGEST_SHARD_TILES,
+    )
+    if not config.tiles.shard_tiles:
+        grid = replace(grid, shard_tiles=shard_size(grid.n_tiles))
+    projection = project_plan(grid, spec, config)
+    listener(Event("plan", "finish"))
+    return SlidePlan(source, spec, scale, mask, thumbnail_rgb, grid, projection)
+
+
+def shard_size(n_tiles: int) -> int:
+    """Choose the tiles per shard: whole batches, and enough shards to keep several workers busy.
+
+    Depends on the number of tiles alone, not on this machine, so that a run can move.
+    """
+    share = -(-n_tiles // FEWEST_SHARDS)
+    return min(LARGEST_SHARD_TILES, max(4, -(-share // 4) * 4))
+
+
+def project_plan(grid: TileGrid, spec: BundleSpec, config: RunConfig) -> PlanProjection:
+    """Project memory, disk and time of a plan on this machine."""
+    solver, guidance = resolve_sampling(spec, config.sample)
+    n_devices = nvidia_devices(config.cluster)
+    n_workers = config.cluster.workers or n_devices or cpu_cores()
+    cost = STEP_TILE_S["cuda" if n_devices else "cpu"] * (GUIDED_COST if guidance else 1.0) * (spec.tile_px / 256) ** 2
+    tile_s = cost * solver.steps if spec.net is not None else 0.01
+    return project(grid, Speeds(tile_s, n_workers, WORKER_BYTES))
+
+
+def plan_facts(
+    source: SlideSource, spec: BundleSpec, grid: TileGrid, projection: PlanProjection
+) -> dict[str, Any]:
+    """Name and value, for a person."""
+    return {
+        **slide_facts(source),
+        "bundle": f"{spec.name} ({spec.marker}, {spec.mpp} um/px, {spec.use})",
+        "output size": str(grid.scale.size_out),
+        "output pixel size um": round(grid.scale.mpp_out, 5),
+        "tiles": f"{grid.n_tiles} of {spec.tile_px} px in {grid.n_shards} shards",
+        "scratch disk MB": round(projection.store_bytes / 1e6, 1),
+        "output MB (about)": round(projection.output_bytes / 1e6, 1),
+        "memory MB (about)": round(projection.memory_bytes / 1e6),
+        "minutes (about)": round(projection.seconds / 60, 1),
+    }
+
+
+def slide_facts(source: SlideSource) -> dict[str, Any]:
+    """Facts of a slide that identify no patient: no names, dates, labels or paths."""
+    return {
+        "format": source.format,
+        "size": str(source.size_l0),
+        "pixel size um": round(source.mpp_l0, 5),
+        "pixel size from": source.mpp_origin,
+        "digest": source.digest,
+    }
+
+
+def nvidia_devices(config: ClusterConfig) -> int:
+    """Count the NVIDIA devices by their device files: good enough to project a time."""
+    if config.device == "cpu":
+        return 0
+    return sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia*"))
+
+
+def cpu_cores() -> int:
+    """Count the cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def machine_bytes() -> int:
+    """Measure the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,78 @@
+"""Fill a store's `he` array from a slide, one shard at a time.
+
+Room 1 of 4. In: a slide, a grid, shard numbers. Out: shards. Not here: which shards, by whom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from wsi_stain.geometry import Region
+from wsi_stain.slides.image import SlideSource
+from wsi_stain.slides.plan import TileGrid
+from wsi_stain.slides.slide_facts import Pixels
+from wsi_stain.slides.store import PatchStore
+
+__all__ = ["fill_shard", "read_tiles"]
+
+LARGEST_READ_PX = 8_000_000
+
+
+def fill_shard(source: SlideSource, store: PatchStore, shard: int, key: str) -> int:
+    """Read a shard's tiles from the slide and write them to `he`.
+
+    Returns
+    -------
+    int
+        Number of tiles.
+
+    Raises
+    ------
+    SlideError, OutputError
+        Reading or writing failed; nothing is marked done.
+    """
+    indexes = store.grid.shard(shard)
+    store.write("he", shard, read_tiles(source, store.grid, indexes), key)
+    return len(indexes)
+
+
+def read_tiles(source: SlideSource, grid: TileGrid, indexes: range) -> Pixels:
+    """Read tiles, neighbors of one row together: shared slide tiles are decoded once.
+
+    Returns
+    -------
+    ndarray
+        uint8 (n, t, t, 3), sRGB.
+
+    Notes
+    -----
+    Memory bound: the tiles, and 8 million level-0 px.
+    """
+    side_px, stride_px = grid.tile_px, grid.stride_px
+    tiles = np.empty((len(indexes), side_px, side_px, 3), np.uint8)
+    for run in _runs(grid, indexes):
+        first = grid.region_out(run.start)
+        band = source.read_out(
+            Region(first.x_px, first.y_px, (len(run) - 1) * stride_px + side_px, side_px),
+            grid.scale,
+        )
+        for place, index in enumerate(run):
+            x_px = place * stride_px
+            tiles[index - indexes.start] = band[:, x_px : x_px + side_px]
+    return tiles
+
+
+def _runs(grid: TileGrid, indexes: range) -> Iterator[range]:
+    """Split into runs of neighbors in one row, each short enough to be read at once."""
+    tile_px_l0 = max(1.0, grid.tile_px * grid.stride_px * grid.scale.factor**2)
+    longest = max(1, int(LARGEST_READ_PX / tile_px_l0))
+    start = indexes.start
+    for index in indexes:
+        follows = index + 1 in indexes and bool(
+            np.array_equal(grid.rc[index + 1], grid.rc[index] + (0, 1))
+        )
+        if not follows or index + 1 - start >= longest:
+            yield range(start, index + 1)
+            start = index + 1

@@ -1,0 +1,74 @@
+"""Is this a file worth opening, and which one is it?
+
+Room 1 of 4. In: a path. Out: an error, or a digest of the content. Not here: image formats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+from wsi_stain.errors import SlideError
+
+__all__ = ["check_file", "content_digest"]
+
+BLOCK_BYTES = 1 << 20
+_FORMATS = "Give an H&E slide: SVS, NDPI, MRXS, SCN, BIF, DICOM, OME-TIFF or tiled TIFF."
+
+
+def check_file(path: Path) -> None:
+    """Refuse what can't be a slide, without opening it (a pipe would block for ever).
+
+    Raises
+    ------
+    SlideError
+        Missing, a folder, a pipe or device, empty, or not readable.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise SlideError(f"Slide {path} cannot be opened: {error.strerror}.") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise SlideError(
+            f"Slide {path} is a folder.",
+            hint="Give one file: the .mrxs beside the folder, or one .dcm inside it.",
+        )
+    if not stat.S_ISREG(status.st_mode):
+        raise SlideError(f"Slide {path} is a pipe or a device, not a file.", hint=_FORMATS)
+    if status.st_size == 0:
+        raise SlideError(f"Slide {path} is empty (0 bytes).", hint="Copy it again.")
+    if not os.access(path, os.R_OK):
+        raise SlideError(f"Slide {path} cannot be opened: no permission to read it.")
+
+
+def content_digest(path: Path) -> str:
+    """Identify a slide by content, cheaply: it may have 10 GB.
+
+    SHA-256 over the size and the first, middle and last MiB. For MRXS and DICOM, whose pixels lie
+    in further files, over the names and sizes of those too.
+
+    Returns
+    -------
+    str
+        64 hex digits.
+    """
+    digest = hashlib.sha256()
+    size_bytes = path.stat().st_size
+    digest.update(str(size_bytes).encode())
+    with path.open("rb") as file:
+        for start in (0, (size_bytes - BLOCK_BYTES) // 2, size_bytes - BLOCK_BYTES):
+            file.seek(max(0, start))
+            digest.update(file.read(BLOCK_BYTES))
+    for companion in _companions(path):
+        digest.update(f"{companion.name}:{companion.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def _companions(path: Path) -> list[Path]:
+    if path.suffix.lower() == ".mrxs":
+        return sorted(file for file in path.with_suffix("").glob("*") if file.is_file())
+    if path.suffix.lower() == ".dcm":
+        return sorted(path.parent.glob("*.dcm"))
+    return []

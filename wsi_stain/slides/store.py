@@ -1,0 +1,271 @@
+"""PatchStore: patches on disk, and which of them are finished.
+
+Room 1 of 4. In: patches, shard by shard. Out: the same. Not here: reading slides, models.
+
+The only door to zarr. Layout of a store:
+
+    grid.json, grid.npy      the grid: change it and the work is void
+    he/, ihc/                zarr v3 arrays uint8 (N, t, t, 3): a chunk is a tile, a file a shard
+    done/he/000007.json      made after the shard is safe on disk: key, bytes, SHA-256
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+
+from wsi_stain.errors import OutputError, PlanError
+from wsi_stain.slides.plan import TileGrid
+from wsi_stain.slides.slide_facts import Pixels
+
+__all__ = ["ARRAYS", "ArrayName", "PatchStore"]
+
+ArrayName = Literal["he", "ihc"]
+ARRAYS: tuple[ArrayName, ...] = ("he", "ihc")
+
+
+class PatchStore:
+    """The patches of one slide.
+
+    Parameters
+    ----------
+    path
+        Folder made by `create`.
+
+    Notes
+    -----
+    Memory bound: one shard. Invariant: a shard is written by one task only; two writers of one
+    zarr shard would lose tiles, of different shards they are safe. Pickles as its path.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.grid = TileGrid.load(path / "grid.json")
+        self._arrays: dict[str, zarr.Array[Any]] = {}
+
+    @classmethod
+    def create(cls, path: Path, grid: TileGrid) -> PatchStore:
+        """Make a store, or open the one that is there for the same grid.
+
+        Call it once, before workers start: work for another grid and the left-overs of killed
+        writers are removed.
+
+        Raises
+        ------
+        OutputError
+            The folder holds something else, or cannot be written.
+        """
+        try:
+            _prepare(path, grid)
+        except OSError as error:
+            raise OutputError(f"Store {path} cannot be written: {error}.") from error
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> PatchStore:
+        """Open a store to read it, or to write shards that no other task writes.
+
+        Raises
+        ------
+        PlanError
+            There is none, or its grid is damaged.
+        """
+        return cls(path)
+
+    def write(self, name: ArrayName, shard: int, tiles: Pixels, key: str) -> None:
+        """Write a shard, and mark it done once it is safe.
+
+        Parameters
+        ----------
+        name
+            "he" or "ihc".
+        shard
+            Its number.
+        tiles
+            uint8 (n, t, t, 3), all tiles of the shard.
+        key
+            Identity of the settings that made them; another key makes the shard pending.
+
+        Raises
+        ------
+        OutputError
+            Wrong shape, or the disk refuses.
+        """
+        indexes = self.grid.shard(shard)
+        expected = (len(indexes), self.grid.tile_px, self.grid.tile_px, 3)
+        if tiles.shape != expected or tiles.dtype != np.uint8:
+            raise OutputError(
+                f"Store {self.path}: shard {shard} of {name} takes uint8 {expected}, "
+                f"not {tiles.dtype} {tiles.shape}."
+            )
+        try:
+            self._marker(name, shard).unlink(missing_ok=True)
+            # An old file goes first: zarr would read it to merge, and stumble if it is damaged.
+            file = self._shard_file(name, shard)
+            file.unlink(missing_ok=True)
+            self._array(name)[indexes.start : indexes.stop] = tiles
+            _sync(file)
+            for folder in list(file.parents)[:5]:
+                _sync(folder)
+            record = {"key": key, "bytes": file.stat().st_size, "sha256": _sha256(tiles)}
+            _write_atomic(self._marker(name, shard), json.dumps(record))
+        except OSError as error:
+            raise OutputError(
+                f"Store {self.path}: shard {shard} of {name} cannot be written: {error}.",
+                hint="Is the disk full?",
+            ) from error
+
+    def read(self, name: ArrayName, shard: int) -> Pixels:
+        """Read a shard, uint8 (n, t, t, 3); the last may be short.
+
+        Raises
+        ------
+        OutputError
+            Not there, or damaged.
+        """
+        indexes = self.grid.shard(shard)
+        return self._get(name, shard, slice(indexes.start, indexes.stop))
+
+    def read_tile(self, name: ArrayName, index: int) -> Pixels:
+        """Read one tile, uint8 (t, t, 3).
+
+        Raises
+        ------
+        OutputError
+            Not there, or damaged.
+        """
+        if not 0 <= index < self.grid.n_tiles:
+            raise IndexError(f"tile {index} of {self.grid.n_tiles}")
+        return self._get(name, index // self.grid.shard_tiles, index)
+
+    def is_done(self, name: ArrayName, shard: int, key: str, *, verify: bool = False) -> bool:
+        """Tell whether a shard was finished under this key and its file has its full size.
+
+        `verify` reads it back and compares the SHA-256: about 1 s per GB.
+        """
+        try:
+            record = json.loads(self._marker(name, shard).read_text(encoding="utf-8"))
+            n_bytes = self._shard_file(name, shard).stat().st_size
+        except FileNotFoundError:
+            return False
+        except ValueError:  # a marker that is not JSON vouches for nothing
+            return False
+        if not isinstance(record, dict) or record.get("key") != key:
+            return False
+        if record.get("bytes") != n_bytes:
+            return False
+        return not verify or self._matches(name, shard, str(record.get("sha256")))
+
+    def pending(self, name: ArrayName, key: str, *, verify: bool = False) -> list[int]:
+        """List the shards still to be made under this key."""
+        return [
+            shard
+            for shard in range(self.grid.n_shards)
+            if not self.is_done(name, shard, key, verify=verify)
+        ]
+
+    def __reduce__(self) -> tuple[type[PatchStore], tuple[Path]]:
+        return (PatchStore, (self.path,))
+
+    def _get(self, name: ArrayName, shard: int, where: slice | int) -> Pixels:
+        # zarr reads a missing shard as zeros: black tiles instead of an error.
+        if not self._shard_file(name, shard).is_file():
+            raise OutputError(f"Store {self.path}: shard {shard} of {name} was never written.")
+        try:
+            return np.asarray(self._array(name)[where])
+        except (OSError, ValueError, RuntimeError, IndexError) as error:
+            raise OutputError(
+                f"Store {self.path}: shard {shard} of {name} is damaged: {error}.",
+                hint="Run the same command again: it is made anew.",
+            ) from error
+
+    def _matches(self, name: ArrayName, shard: int, sha256: str) -> bool:
+        try:
+            return _sha256(self.read(name, shard)) == sha256
+        except OutputError:  # damaged: the answer to the question, not a failure
+            return False
+
+    def _array(self, name: ArrayName) -> zarr.Array[Any]:
+        if name not in self._arrays:
+            array = zarr.open_array(self.path / name, mode="r+")
+            # Else a shard of black tiles, the fill value, would be no file at all.
+            self._arrays[name] = array.with_config({"write_empty_chunks": True})
+        return self._arrays[name]
+
+    def _shard_file(self, name: ArrayName, shard: int) -> Path:
+        return self.path / name / "c" / str(shard) / "0" / "0" / "0"
+
+    def _marker(self, name: ArrayName, shard: int) -> Path:
+        return self.path / "done" / name / f"{shard:06d}.json"
+
+
+def _prepare(path: Path, grid: TileGrid) -> None:
+    header = path / "grid.json"
+    if path.exists() and not header.exists() and any(path.iterdir()):
+        raise OutputError(
+            f"Store {path} cannot be made: the folder holds other files.",
+            hint="Give a new or an empty work folder.",
+        )
+    if header.exists() and _digest_of(header) != grid.digest:
+        for name in (*ARRAYS, "done"):
+            if (path / name).exists():
+                shutil.rmtree(path / name)
+        header.unlink()
+    for name in ARRAYS:
+        (path / "done" / name).mkdir(parents=True, exist_ok=True)
+        _create_array(path / name, grid)
+    for partial in path.rglob("*.partial"):
+        partial.unlink()
+    if not header.exists():
+        grid.save(header)
+
+
+def _digest_of(header: Path) -> str:
+    try:
+        return TileGrid.load(header).digest
+    except PlanError:  # a grid that cannot be read is another grid
+        return ""
+
+
+def _create_array(path: Path, grid: TileGrid) -> None:
+    if (path / "zarr.json").exists():
+        return
+    tile = (grid.tile_px, grid.tile_px, 3)
+    zarr.create_array(
+        path,
+        shape=(grid.n_tiles, *tile),
+        dtype=np.uint8,
+        chunks=(1, *tile),
+        shards=(grid.shard_tiles, *tile),
+        compressors=None,
+        filters=None,
+        fill_value=0,
+    )
+
+
+def _sha256(tiles: Pixels) -> str:
+    return hashlib.sha256(np.ascontiguousarray(tiles).data).hexdigest()
+
+
+def _write_atomic(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    part.write_text(text, encoding="utf-8")
+    _sync(part)
+    part.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Force a file, or a folder's list of names, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

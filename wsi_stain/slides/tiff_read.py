@@ -1,0 +1,263 @@
+"""Read regions of tiled and stripped TIFF straight from the file, only the tiles needed.
+
+Room 1 of 4. In: a TIFF path, a region. Out: uint8 RGB. Not here: vendor formats (OpenSlide), mpp
+decisions, resampling.
+
+OME-TIFF comes through here because OpenSlide sees one level of it or none, as do TIFFs whose
+codec OpenSlide lacks (JPEG 2000, WebP), and the tiled TIFF and SVS levels that OpenSlide would
+shift by a fraction of a pixel.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import OrderedDict
+from contextlib import ExitStack
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import tifffile
+
+from wsi_stain.errors import SlideError
+from wsi_stain.geometry import Region, Size
+from wsi_stain.slides.pixel_size import PixelSize, from_power, from_resolution
+from wsi_stain.slides.slide_facts import Level, Pixels, SlideFacts, true_downsample
+
+__all__ = ["TiffBackend", "TiffPageReader", "is_tiff"]
+
+LARGEST_SEGMENT_BYTES = 256 * 2**20
+_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_NOT_SLIDES = frozenset({"label", "macro", "thumbnail", "overview", "map"})
+_DAMAGE = (tifffile.TiffFileError, ValueError, IndexError, TypeError, OSError)
+_UM = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
+
+
+def is_tiff(path: Path) -> bool:
+    """Tell by the first four bytes whether a file is classic or Big TIFF."""
+    with path.open("rb") as file:
+        return file.read(4) in _MAGIC
+
+
+class TiffPageReader:
+    """Read regions of one TIFF page (one level).
+
+    Parameters
+    ----------
+    page
+        Page of uint8 RGB, pixels interleaved.
+    background
+        RGB of tiles that the file leaves out.
+    cache_bytes
+        Bound of decoded tiles kept: neighboring regions share tiles.
+
+    Notes
+    -----
+    Memory bound: `cache_bytes`, one decoded tile (at most 256 MiB), and the region.
+    """
+
+    def __init__(
+        self, page: tifffile.TiffPage, background: tuple[int, int, int], cache_bytes: int
+    ) -> None:
+        self._page = page
+        self._background = np.array(background, np.uint8)
+        self._cache: OrderedDict[int, Pixels] = OrderedDict()
+        height_px, width_px = page.chunks[0], page.chunks[1]
+        self._tile_hw = (int(height_px), int(width_px))
+        self._n_kept = max(2, cache_bytes // (3 * int(height_px) * int(width_px)))
+        _check_page(page)
+
+    def read(self, region: Region) -> Pixels:
+        """Read a region that lies inside the page, as uint8 (h, w, 3) RGB."""
+        tile_h, tile_w = self._tile_hw
+        out = np.empty((region.height_px, region.width_px, 3), np.uint8)
+        for row in range(region.y_px // tile_h, -(-region.bottom_px // tile_h)):
+            for column in range(region.x_px // tile_w, -(-region.right_px // tile_w)):
+                frame = Region(column * tile_w, row * tile_h, tile_w, tile_h)
+                part = region.intersect(frame)
+                tile = self._tile(row, column)
+                out[_slices(part, region)] = tile[_slices(part, frame)]
+        return out
+
+    def _tile(self, row: int, column: int) -> Pixels:
+        index = row * -(-self._page.imagewidth // self._tile_hw[1]) + column
+        if index in self._cache:
+            self._cache.move_to_end(index)
+            return self._cache[index]
+        tile = self._cache[index] = self._decode(index)
+        while len(self._cache) > self._n_kept:
+            self._cache.popitem(last=False)
+        return tile
+
+    def _decode(self, index: int) -> Pixels:
+        page = self._page
+        name = page.parent.filehandle.path
+        if page.databytecounts[index] == 0:
+            return np.broadcast_to(self._background, (*self._tile_hw, 3))
+        file = page.parent.filehandle
+        file.seek(page.dataoffsets[index])
+        data = file.read(page.databytecounts[index])
+        options = {}
+        if page.jpegtables is not None or page.jpegheader is not None:
+            options = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
+        try:
+            segment, _, _ = page.decode(data, index, **options)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise SlideError(
+                f"Slide {name} is damaged: tile {index} of the {page.imagewidth} x "
+                f"{page.imagelength} px level cannot be decoded ({_one_line(error)}).",
+                hint="Copy it again, or check it with its scanner's viewer.",
+            ) from error
+        if segment is None:
+            raise SlideError(f"Slide {name} is damaged: tile {index} is empty.")
+        return cast(Pixels, segment[0])
+
+
+class TiffBackend:
+    """A TIFF slide, read without OpenSlide.
+
+    Parameters
+    ----------
+    path
+        TIFF file.
+    cache_mb
+        Bound of decoded tiles kept, over all levels.
+
+    Raises
+    ------
+    SlideError
+        Damaged, truncated, or not 8-bit RGB.
+    """
+
+    def __init__(self, path: Path, cache_mb: int) -> None:
+        try:
+            self._file = tifffile.TiffFile(path)
+        except _DAMAGE as error:
+            raise _unreadable(path, error) from error
+        with ExitStack() as on_error:
+            on_error.callback(self._file.close)
+            try:
+                pages = [level.keyframe for level in _largest_series(path, self._file).levels]
+            except _DAMAGE as error:
+                raise _unreadable(path, error) from error
+            self.facts = _facts(self._file, pages)
+            self._readers = [
+                TiffPageReader(page, self.facts.background, cache_mb * 2**20 // len(pages))
+                for page in pages
+            ]
+            on_error.pop_all()
+
+    def read(self, level: int, region: Region) -> Pixels:
+        """Read a region that lies inside a level, as uint8 (h, w, 3) RGB."""
+        return self._readers[level].read(region)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _unreadable(path: Path, error: Exception) -> SlideError:
+    if isinstance(error, SlideError):
+        return error
+    return SlideError(
+        f"Slide {path} is not a readable TIFF: {_one_line(error)}.", hint="Copy it again."
+    )
+
+
+def _facts(file: tifffile.TiffFile, pages: list[tifffile.TiffPage]) -> SlideFacts:
+    sizes = [Size(page.imagewidth, page.imagelength) for page in pages]
+    power = _ome_power(file)
+    icc = pages[0].tags.get(34675)
+    return SlideFacts(
+        format="OME-TIFF" if file.is_ome else "TIFF",
+        size_l0=sizes[0],
+        origin_l0=(0, 0),
+        levels=tuple(Level(size, true_downsample(sizes[0], size)) for size in sizes),
+        pixel_sizes=(*_ome_pixel_sizes(file), *_page_pixel_sizes(pages[0]), *from_power(power)),
+        objective_power=power,
+        background=(255, 255, 255),
+        icc=bytes(icc.value) if icc is not None else None,
+    )
+
+
+def _slices(part: Region, frame: Region) -> tuple[slice, slice]:
+    x_px, y_px = part.x_px - frame.x_px, part.y_px - frame.y_px
+    return slice(y_px, y_px + part.height_px), slice(x_px, x_px + part.width_px)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _largest_series(path: Path, file: tifffile.TiffFile) -> tifffile.TiffPageSeries:
+    """Choose the slide among a file's pictures; label and macro may name a patient."""
+    pictures = [series for series in file.series if series.name.lower() not in _NOT_SLIDES]
+    if not pictures:
+        raise SlideError(f"Slide {path} holds no picture.")
+    series = max(pictures, key=lambda item: math.prod(item.shape))
+    if series.dtype != np.uint8 or series.axes != "YXS" or series.shape[-1] != 3:
+        raise SlideError(
+            f"Slide {path} is not 8-bit RGB: shape {series.shape} ({series.axes}), {series.dtype}.",
+            hint="Only brightfield H&E can be translated; fluorescence and raw planes cannot.",
+        )
+    return series
+
+
+def _check_page(page: tifffile.TiffPage) -> None:
+    """Refuse pages that would read wrong, or not at all."""
+    name = page.parent.filehandle.path
+    size = Size(page.imagewidth, page.imagelength)
+    if page.photometric not in (2, 6) or page.samplesperpixel != 3:
+        raise SlideError(
+            f"Slide {name} is not RGB: its colors are {page.photometric!r}, "
+            f"{page.samplesperpixel} samples per pixel."
+        )
+    segment_bytes = 3 * page.chunks[0] * page.chunks[1]
+    if segment_bytes > LARGEST_SEGMENT_BYTES:
+        raise SlideError(
+            f"Slide {name} ({size}) is not tiled: one piece has {segment_bytes / 2**20:.0f} MiB, "
+            f"at most {LARGEST_SEGMENT_BYTES // 2**20} can be read.",
+            hint=f"Convert it: vips tiffsave {name} tiled.tif --tile --pyramid --bigtiff",
+        )
+    end = max(
+        (
+            offset + count
+            for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
+        ),
+        default=0,
+    )
+    if end > page.parent.filehandle.size:
+        raise SlideError(
+            f"Slide {name} is truncated: it has {page.parent.filehandle.size} bytes, "
+            f"its pixels end at {end}.",
+            hint="Copy it again.",
+        )
+
+
+def _page_pixel_sizes(page: tifffile.TiffPage) -> list[PixelSize]:
+    tags = [page.tags.get(code) for code in (282, 283, 296)]
+    if any(tag is None for tag in tags):
+        return []
+    x_res, y_res, unit = (tag.value for tag in tags if tag is not None)
+    if not (x_res[1] and y_res[1]):
+        return []
+    return from_resolution("tiff.XResolution", x_res[0] / x_res[1], y_res[0] / y_res[1], unit.name)
+
+
+def _ome_pixel_sizes(file: tifffile.TiffFile) -> list[PixelSize]:
+    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", file.ome_metadata or "")
+    sides: list[float] = []
+    text = pixels.group() if pixels else ""
+    for axis in "XY":
+        size = re.search(rf'\bPhysicalSize{axis}="([\d.eE+-]+)"', text)
+        unit = re.search(rf'\bPhysicalSize{axis}Unit="([^"]*)"', text)
+        um_per_unit = _UM.get(unit.group(1) if unit else "µm")
+        if size and um_per_unit:
+            sides.append(float(size.group(1)) * um_per_unit)
+    return [PixelSize("OME PhysicalSizeX", *sides)] if len(sides) == 2 else []
+
+
+def _ome_power(file: tifffile.TiffFile) -> float | None:
+    power = re.search(r'\bNominalMagnification="([\d.]+)"', file.ome_metadata or "")
+    return float(power.group(1)) if power else None

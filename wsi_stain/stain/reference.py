@@ -1,0 +1,110 @@
+"""What the training IHC looks like: measured once, carried by the bundle.
+
+Room 2 of 4. In: training images. Out: a `ColorReference`. Not here: H&E, files, training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from wsi_stain.config import ColorReference
+from wsi_stain.errors import NoTissueError
+from wsi_stain.stain.density import HDX, is_stained, rgb_to_od, unmix
+from wsi_stain.stain.separate import angle_deg, sparse_vectors
+from wsi_stain.stain.white import estimate_white
+
+__all__ = ["N_QUANTILES", "measure_reference"]
+
+Rgb8 = NDArray[np.uint8]
+
+N_QUANTILES = 33
+TISSUE_OD = 0.05
+_PIXELS_PER_IMAGE = 20_000
+_FIT_PIXELS = 200_000
+_MIN_STAINED_PX = 200
+_MAX_CLEAR_OD = 3.0
+_MAX_ODD_DEG = 25.0
+_SATURATED = (255.0, 255.0, 255.0)
+
+
+def measure_reference(
+    images: Iterable[Rgb8], white: ArrayLike | None = None, tissue_od: float = TISSUE_OD
+) -> ColorReference:
+    """Measure the colors of the training IHC.
+
+    Stain vectors come from all images together: a sparse fit that starts at `HDX`. A vector that
+    ends more than 25 degrees away has found something else than its stain, and `HDX` is kept.
+    Strengths and quantiles are the median over images of each image's own: one laboratory with
+    black DAB (99th percentile 5.5 OD, where the others have 1.3) would else decide the dark end.
+
+    Parameters
+    ----------
+    images
+        uint8 (h, w, 3) each, glass brought to one white.
+    white
+        (3,) that common white; measured from the images' own glass where not given.
+
+    Returns
+    -------
+    ColorReference
+        White, stain vectors, 99th percentiles of the densities and 33 quantiles of the mean OD
+        over stained pixels; the H&E fields keep their defaults.
+
+    Raises
+    ------
+    NoTissueError
+        No image with 200 stained pixels among its at most 20,000 sampled ones.
+    """
+    samples = [_raster(image) for image in images]
+    glass = np.asarray(white) if white is not None else _white_of(samples)
+    fields = [
+        rgb_to_od(stained, glass)
+        for stained in (sample[is_stained(sample, glass)] for sample in samples)
+        if len(stained) >= _MIN_STAINED_PX
+    ]
+    if not fields:
+        raise NoTissueError(
+            f"None of {len(samples)} training images has {_MIN_STAINED_PX} stained pixels.",
+            hint="Check the training folders and the white of their images.",
+        )
+    stains = _stains(np.concatenate(fields))
+    strong = np.median([np.percentile(unmix(od, stains), 99.0, axis=0) for od in fields], axis=0)
+    places = np.linspace(0.0, 1.0, N_QUANTILES)
+    means = [_mean_od(sample, glass, tissue_od) for sample in samples]
+    quantiles = np.median([np.quantile(mean, places) for mean in means if len(mean)], axis=0)
+    red, green, blue = (float(value) for value in glass)
+    h, dab = ((float(r), float(g), float(b)) for r, g, b in stains)
+    return ColorReference(
+        white=(red, green, blue),
+        stain_od=(h, dab),
+        stain_c99=(float(strong[0]), float(strong[1])),
+        mean_od_quantiles=tuple(float(value) for value in quantiles),
+    )
+
+
+def _mean_od(sample: Rgb8, glass: ArrayLike, tissue_od: float) -> NDArray[np.float64]:
+    tissue = sample[is_stained(sample, glass, tissue_od)]
+    mean: NDArray[np.float64] = rgb_to_od(tissue, glass).mean(axis=1, dtype=np.float64)
+    return mean
+
+
+def _white_of(samples: list[Rgb8]) -> NDArray[np.float64]:
+    pixels = np.concatenate(samples) if samples else np.empty((0, 3), np.uint8)
+    return np.array(estimate_white(pixels, _SATURATED).rgb)
+
+
+def _stains(od: NDArray[np.float32]) -> NDArray[np.float64]:
+    known = HDX[:2] / np.linalg.norm(HDX[:2], axis=1, keepdims=True)
+    # A channel near black has lost its depth, and the pixel its direction.
+    clear = od[od.max(axis=1) < _MAX_CLEAR_OD]
+    found = sparse_vectors(clear[:: max(1, len(clear) // _FIT_PIXELS)], known)
+    near = [angle_deg(a, b) <= _MAX_ODD_DEG for a, b in zip(found, known, strict=True)]
+    return np.where(np.array(near)[:, None], found, known)
+
+
+def _raster(image: Rgb8) -> Rgb8:
+    step_px = max(1, int(np.sqrt(image.shape[0] * image.shape[1] / _PIXELS_PER_IMAGE)))
+    return image[::step_px, ::step_px].reshape(-1, 3)

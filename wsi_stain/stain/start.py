@@ -1,0 +1,224 @@
+"""Start images: what the reverse process begins from, made from the H&E by one map per slide.
+
+Room 2 of 4. In: the slide's `StainTransform`, its tissue pixels, a `ColorReference`. Out: a
+`StartTransform` of plain numbers. Not here: noise, nets, tiles.
+
+Slow color survives the noising, so the start image carries most of the color decision (METHOD,
+section 2). Every kind is a function of the pixel alone, fitted once per slide.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from wsi_stain.config import ColorReference, Rgb, Settings, StartImage
+from wsi_stain.errors import BundleError, ConfigError, NoTissueError
+from wsi_stain.stain.density import glass_alpha, is_stained, render_od
+from wsi_stain.stain.normalize import MIN_STAINED_PX, StainTransform
+
+__all__ = ["StartTransform", "fit_start"]
+
+Doubles = NDArray[np.float64]
+Floats = NDArray[np.float32]
+Rgb8 = NDArray[np.uint8]
+
+# Direction and strength of an IHC background's faint grey-blue; eosin goes there in `palette`.
+FAINT_OD = (0.64, 0.58, 0.50)
+FAINT_STRENGTH_OD = 0.15
+_IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+_CURVE_STEPS = 4096
+
+
+class StartTransform(Settings, frozen=True, kw_only=True):
+    """The map from a slide's H&E to its start image: a function of the pixel alone.
+
+    Attributes
+    ----------
+    kind
+        Which start image.
+    stain
+        The slide's color map, applied first.
+    target_white
+        Grey levels of the IHC's glass.
+    rows
+        Acts on the normalized OD: three rows give an OD per channel, one row a density that
+        `curve_in` and `curve_out` turn into one OD for all channels.
+    curve_in, curve_out
+        Knots of the monotone curve, density to OD; empty where there are three rows.
+    """
+
+    kind: StartImage
+    stain: StainTransform
+    target_white: Rgb
+    rows: tuple[Rgb, ...]
+    curve_in: tuple[float, ...] = ()
+    curve_out: tuple[float, ...] = ()
+
+    def apply(self, rgb: Rgb8) -> Rgb8:
+        """Make the start image of a picture.
+
+        Parameters
+        ----------
+        rgb
+            uint8 (..., 3), H&E of the slide that the map was fitted on.
+
+        Returns
+        -------
+        ndarray
+            uint8, same shape. With a curve: neutral grey relative to `target_white`, and exactly
+            that white where the H&E shows glass.
+        """
+        if not self.curve_in:
+            return self._render(rgb)
+        density = self.stain.project(rgb, self.rows)[..., 0]
+        od = _follow_curve(density, self.curve_in, self.curve_out)
+        od *= 1.0 - glass_alpha(rgb, self.stain.white, sigma_px=0.0)
+        return _render_grey(od, self.target_white)
+
+    def _render(self, rgb: Rgb8) -> Rgb8:
+        rows = np.array(self.rows)
+        if self.stain.lab is not None:
+            normal = self.stain.apply(rgb)
+            return render_od(normal, self.stain.target_white, rows, self.target_white)
+        od_map = rows @ np.array(self.stain.od_map)
+        return render_od(rgb, self.stain.white, od_map, self.target_white)
+
+
+def fit_start(
+    pixels: Rgb8,
+    white: ArrayLike,
+    transform: StainTransform,
+    reference: ColorReference,
+    kind: StartImage,
+) -> StartTransform:
+    """Fit the start image of one slide.
+
+    Parameters
+    ----------
+    pixels
+        uint8 (n, 3), sampled over the slide's tissue: those that `transform` was fitted on.
+    white
+        (3,) grey levels of the slide's glass; must be the transform's own.
+    transform
+        The slide's color map.
+    reference
+        Colors of the training IHC.
+    kind
+        "haematoxylin": the hematoxylin density alone, its quantiles over the slide's tissue
+        matched to those of the IHC's mean OD. "grey": the mean OD of all channels, matched
+        likewise. "palette": hematoxylin in the IHC's hematoxylin, eosin in a faint grey-blue.
+        "stain": the normalized H&E.
+
+    Returns
+    -------
+    StartTransform
+        Applies to any picture of this slide.
+
+    Raises
+    ------
+    BundleError
+        The reference holds no quantiles, and `kind` needs them.
+    NoTissueError
+        Fewer than `MIN_STAINED_PX` stained pixels to match.
+    ConfigError
+        `white` is not the transform's.
+    """
+    if not np.allclose(np.asarray(white, dtype=np.float64), transform.white):
+        raise ConfigError(
+            f"White {_rgb(white)} is not that of the color map, {transform.white}.",
+            hint="Fit the color map and the start image with the same white.",
+        )
+    if kind == "stain":
+        return _linear(kind, transform, reference, np.eye(3))
+    densities = np.linalg.pinv(np.array(reference.he_stain_od)).T
+    if kind == "palette":
+        return _linear(kind, transform, reference, _palette(reference) @ densities)
+    row = densities[0] if kind == "haematoxylin" else np.full(3, 1.0 / 3.0)
+    return _matched(kind, transform, reference, pixels, row)
+
+
+def _linear(
+    kind: StartImage, transform: StainTransform, reference: ColorReference, rows: Doubles
+) -> StartTransform:
+    return StartTransform(
+        kind=kind,
+        stain=transform,
+        target_white=reference.white,
+        rows=(_rgb(rows[0]), _rgb(rows[1]), _rgb(rows[2])),
+    )
+
+
+def _palette(reference: ColorReference) -> Doubles:
+    """Give the (3, 2) map from H&E densities to IHC OD, strong pixels to strong pixels."""
+    h_scale = reference.stain_c99[0] / reference.he_stain_c99[0]
+    e_scale = FAINT_STRENGTH_OD / reference.he_stain_c99[1]
+    faint = np.array(FAINT_OD) / np.linalg.norm(FAINT_OD)
+    return np.stack([np.array(reference.stain_od[0]) * h_scale, faint * e_scale], axis=1)
+
+
+def _matched(
+    kind: StartImage,
+    transform: StainTransform,
+    reference: ColorReference,
+    pixels: Rgb8,
+    row: Doubles,
+) -> StartTransform:
+    targets = reference.mean_od_quantiles
+    if len(targets) < 2:
+        raise BundleError(
+            f"The bundle's color reference has {len(targets)} OD quantiles; start image {kind!r} "
+            "needs at least 2.",
+            hint="Choose start image 'stain' or 'palette', or train the bundle anew.",
+        )
+    stained = pixels.reshape(-1, 3)
+    stained = stained[is_stained(stained, transform.white)]
+    if len(stained) < MIN_STAINED_PX:
+        raise NoTissueError(
+            f"Only {len(stained)} stained pixels to match a start image on; "
+            f"{MIN_STAINED_PX} are needed.",
+            hint="Look at the slide: is there tissue, and is its white background right?",
+        )
+    density = np.maximum(transform.project(stained, row[None])[:, 0], 0.0)
+    knots = np.quantile(density.astype(np.float64), np.linspace(0, 1, len(targets)))
+    curve_in, curve_out = _monotone(knots, np.array(targets))
+    return StartTransform(
+        kind=kind,
+        stain=transform,
+        target_white=reference.white,
+        rows=(_rgb(row),),
+        curve_in=curve_in,
+        curve_out=curve_out,
+    )
+
+
+def _monotone(knots: Doubles, targets: Doubles) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Merge equal knots: many pixels share density 0, and they take the mean of their targets."""
+    unique, place = np.unique(knots, return_inverse=True)
+    merged = np.bincount(place, weights=targets) / np.bincount(place)
+    return tuple(unique.tolist()), tuple(np.maximum.accumulate(merged).tolist())
+
+
+def _follow_curve(
+    density: Floats, curve_in: tuple[float, ...], curve_out: tuple[float, ...]
+) -> Floats:
+    """Interpolate by a fine table: several times faster than ``np.interp`` per pixel."""
+    low, high = curve_in[0], curve_in[-1]
+    table = np.interp(np.linspace(low, high, _CURVE_STEPS), curve_in, curve_out)
+    scale = (_CURVE_STEPS - 1) / max(high - low, 1e-9)
+    index = np.clip((density - low) * scale + 0.5, 0, _CURVE_STEPS - 1).astype(np.int32)
+    od: Floats = table.astype(np.float32)[index]
+    return od
+
+
+def _render_grey(od: Floats, white: Rgb) -> Rgb8:
+    levels = np.exp(-od)[..., None] * np.array(white, dtype=np.float32)
+    grey: Rgb8 = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    return grey
+
+
+def _rgb(values: Any) -> Rgb:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
