@@ -50,7 +50,9 @@ def test_out_frame_covers_the_slide_with_less_than_a_pixel_to_spare(
     [(0.499, 1.0), (0.253, 2.0), (0.25, 2.0), (0.46, 1.0), (0.3461, 0.5 / 0.3461), (0.12, 4.0)],
 )
 def test_whole_factor_is_taken_only_where_it_comes_near(mpp_l0: float, factor: float) -> None:
-    assert choose_scale(Size(1000, 1000), mpp_l0, 0.5, 0.1).factor == pytest.approx(factor, rel=2e-3)
+    assert choose_scale(Size(1000, 1000), mpp_l0, 0.5, 0.1).factor == pytest.approx(
+        factor, rel=2e-3
+    )
 
 
 @given(st.integers(1, 300_000), st.integers(1, 300_000))

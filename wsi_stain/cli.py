@@ -156,7 +156,9 @@ def plan(**options: Any) -> None:
 
     slide, as_json = options.pop("slide"), options.pop("as_json")
     config, _ = _settle(options)
-    _print(plan_slide(slide, config).facts(), as_json, print_facts)
+    planned = plan_slide(slide, config)
+    with planned.source:
+        _print(planned.facts(), as_json, print_facts)
 
 
 @cli.command()
@@ -276,7 +278,7 @@ def _print(facts: dict[str, Any], as_json: bool, print_facts: Callable[[Any], No
 def main() -> None:
     """Run the command line; errors made on purpose become one line and a documented code."""
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="wsi-stain", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

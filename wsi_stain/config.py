@@ -47,7 +47,7 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 Mpp = Annotated[float, msgspec.Meta(ge=0.05, le=20.0)]
 Seed = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 Rgb = tuple[float, float, float]
-StartImage = Literal["haematoxylin", "stain", "grey", "palette"]
+StartImage = Literal["haematoxylin", "stain", "grey", "palette", "source"]
 
 BUNDLE_SCHEMA = 1
 
@@ -59,7 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 # ---- what a bundle says about itself ------------------------------------------------------
 
 
-class SolverSpec(Settings, kw_only=True):
+class SolverSpec(Settings, frozen=True, kw_only=True):
     """One way to run the reverse process (METHOD: one solver covers them all).
 
     ``order=1, eta=1, steps=300`` is the paper's ancestral sampler; ``order=2, eta=0`` is
@@ -76,7 +76,7 @@ class SolverSpec(Settings, kw_only=True):
     start_step: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 300
 
 
-class GuidanceSpec(Settings, kw_only=True):
+class GuidanceSpec(Settings, frozen=True, kw_only=True):
     """The energy M and the local contrast term; names follow the paper's symbols in comments."""
 
     gradient_map: Literal["sobel", "ngf", "dog", "smooth"] = "sobel"
@@ -96,7 +96,7 @@ class GuidanceSpec(Settings, kw_only=True):
     clip_limit: Positive = 1.0  # c
 
 
-class NetSpec(Settings, kw_only=True):
+class NetSpec(Settings, frozen=True, kw_only=True):
     """Shape of the score net: a UNet on pixel-unshuffled patches, preconditioned in VP form.
 
     ``predict="noise"`` leaves the preconditioning out (an ablation: it learns far slower).
@@ -111,7 +111,7 @@ class NetSpec(Settings, kw_only=True):
     data_sd: Positive = 0.234
 
 
-class CriticSpec(Settings, kw_only=True):
+class CriticSpec(Settings, frozen=True, kw_only=True):
     """Shape and loss of the mutual-information critic: two towers, bounded score."""
 
     channels: tuple[Count, Count, Count] = (64, 96, 96)
@@ -121,7 +121,7 @@ class CriticSpec(Settings, kw_only=True):
     negatives: Count = 64
 
 
-class HeadsSpec(Settings, kw_only=True):
+class HeadsSpec(Settings, frozen=True, kw_only=True):
     """Shape of the patch-contrast heads on the score net's encoder features."""
 
     embed: Count = 256
@@ -129,7 +129,7 @@ class HeadsSpec(Settings, kw_only=True):
     temperature: Positive = 0.07
 
 
-class ColorReference(Settings, kw_only=True):
+class ColorReference(Settings, frozen=True, kw_only=True):
     """What the training stain looks like: all that colour fitting needs to know of it.
 
     Optical density (OD) is natural-log, ``-ln(I / white)``, everywhere in this package.
@@ -143,7 +143,7 @@ class ColorReference(Settings, kw_only=True):
     mean_od_quantiles: tuple[float, ...] = ()  # of the mean OD over tissue, equally spaced 0..1
 
 
-class BundleSpec(Settings, kw_only=True):
+class BundleSpec(Settings, frozen=True, kw_only=True):
     """`bundle.json`: what a bundle is, what it was trained on and how it is best run."""
 
     schema: int = BUNDLE_SCHEMA
@@ -173,14 +173,14 @@ class BundleSpec(Settings, kw_only=True):
 # ---- what a user may set for a run ---------------------------------------------------------
 
 
-class SlideConfig(Settings, kw_only=True):
+class SlideConfig(Settings, frozen=True, kw_only=True):
     """How to read the slide. `mpp` beats what the file says, and is recorded as the user's."""
 
     mpp: Mpp | None = None
     cache_mb: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 64
 
 
-class TileConfig(Settings, kw_only=True):
+class TileConfig(Settings, frozen=True, kw_only=True):
     """How to cut the slide."""
 
     overlap_px: Annotated[int, msgspec.Meta(ge=0, le=512, multiple_of=2)] = 32
@@ -190,14 +190,14 @@ class TileConfig(Settings, kw_only=True):
     mask_mpp: Mpp = 8.0
 
 
-class StainConfig(Settings, kw_only=True):
+class StainConfig(Settings, frozen=True, kw_only=True):
     """How to fit the colour, once per slide."""
 
     method: Literal["macenko", "reinhard", "vahadane"] = "macenko"
     fit_pixels: Annotated[int, msgspec.Meta(ge=1000, le=10_000_000)] = 100_000
 
 
-class SampleConfig(Settings, kw_only=True):
+class SampleConfig(Settings, frozen=True, kw_only=True):
     """How to run the model. `None` means: as the bundle says."""
 
     solver: Literal["solver", "teacher"] = "solver"
@@ -209,7 +209,7 @@ class SampleConfig(Settings, kw_only=True):
     batch_tiles: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 4
 
 
-class WriteConfig(Settings, kw_only=True):
+class WriteConfig(Settings, frozen=True, kw_only=True):
     """How to write the pyramid. Keep `tile_px` a multiple of 16: JPEG and TIFF both need it."""
 
     quality: Annotated[int, msgspec.Meta(ge=1, le=100)] = 90
@@ -219,7 +219,7 @@ class WriteConfig(Settings, kw_only=True):
     overwrite: bool = False
 
 
-class ClusterConfig(Settings, kw_only=True):
+class ClusterConfig(Settings, frozen=True, kw_only=True):
     """Where the work runs. ``workers=0``: one per CUDA device, else one per CPU core."""
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
@@ -229,7 +229,7 @@ class ClusterConfig(Settings, kw_only=True):
     attempts: Annotated[int, msgspec.Meta(ge=1, le=10)] = 2
 
 
-class RunConfig(Settings, kw_only=True):
+class RunConfig(Settings, frozen=True, kw_only=True):
     """Everything `translate` and `plan` may be told."""
 
     bundle: str = "ki67"
@@ -245,7 +245,7 @@ class RunConfig(Settings, kw_only=True):
 # ---- what a user may set for a training ----------------------------------------------------
 
 
-class DataConfig(Settings, kw_only=True):
+class DataConfig(Settings, frozen=True, kw_only=True):
     """Where training images lie and how they are cut and varied.
 
     `manifest` is a CSV with at least the columns path, split and those named in `where`.
@@ -264,7 +264,7 @@ class DataConfig(Settings, kw_only=True):
     whites: dict[str, Rgb] = {}  # folder -> another target, for fields that show no glass
 
 
-class TrainConfig(Settings, kw_only=True):
+class TrainConfig(Settings, frozen=True, kw_only=True):
     """One training stage."""
 
     stage: Literal["score", "mine", "refine"]

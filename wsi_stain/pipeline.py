@@ -34,7 +34,7 @@ class RunResult:
         return dict(self.summary)
 
 
-def translate_slide(  # noqa: PLR0913 - the road's one entry, each argument is the caller's
+def translate_slide(
     path: Path,
     out: Path,
     config: RunConfig,
@@ -66,12 +66,13 @@ def translate_slide(  # noqa: PLR0913 - the road's one entry, each argument is t
         Any of the family; nothing half-written is left at the output's place.
     """
     plan = plan_slide(path, config, listener)
-    files = stages.prepare(plan, out, config)
-    with OutputLock(files.lock), open_executor(config.cluster, stages.cuda_devices) as executor:
-        run = stages.begin(plan, files, config, origins or {})
-        run.fill(executor, listener)
-        run.fit(listener)
-        run.translate(executor, listener)
-        run.write(listener)
-        run.check(listener)
-        return RunResult(files, run.finish(keep_store=keep_store))
+    with plan.source:
+        files = stages.prepare(plan, out, config)
+        with OutputLock(files.lock), open_executor(config.cluster, stages.cuda_devices) as executor:
+            run = stages.begin(plan, files, config, origins or {})
+            run.fill(executor, listener)
+            run.fit(listener)
+            run.translate(executor, listener)
+            run.write(listener)
+            run.check(listener)
+            return RunResult(files, run.finish(keep_store=keep_store))

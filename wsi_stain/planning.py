@@ -77,6 +77,11 @@ def plan_slide(path: Path, config: RunConfig, listener: Listener = ignore) -> Sl
     listener
         Hears the stages.
 
+    Returns
+    -------
+    SlidePlan
+        Its `source` is open; the caller closes it.
+
     Raises
     ------
     SlideError, MppUnknownError, NoTissueError, PlanError, BundleError
@@ -85,6 +90,16 @@ def plan_slide(path: Path, config: RunConfig, listener: Listener = ignore) -> Sl
     spec = read_spec(find_bundle(config.bundle))
     listener(Event("plan", "start"))
     source = SlideSource.open(path, mpp=config.slide.mpp, cache_mb=config.slide.cache_mb)
+    try:
+        plan = _plan(source, spec, config)
+    except BaseException:
+        source.close()
+        raise
+    listener(Event("plan", "finish"))
+    return plan
+
+
+def _plan(source: SlideSource, spec: BundleSpec, config: RunConfig) -> SlidePlan:
     scale = choose_scale(source.size_l0, source.mpp_l0, spec.mpp, config.tiles.mpp_tolerance)
     thumbnail_rgb = source.thumbnail(config.tiles.mask_mpp)
     mask = find_tissue(
@@ -103,7 +118,6 @@ def plan_slide(path: Path, config: RunConfig, listener: Listener = ignore) -> Sl
     if not config.tiles.shard_tiles:
         grid = replace(grid, shard_tiles=shard_size(grid.n_tiles))
     projection = project_plan(grid, spec, config)
-    listener(Event("plan", "finish"))
     return SlidePlan(source, spec, scale, mask, thumbnail_rgb, grid, projection)
 
 
@@ -121,7 +135,11 @@ def project_plan(grid: TileGrid, spec: BundleSpec, config: RunConfig) -> PlanPro
     solver, guidance = resolve_sampling(spec, config.sample)
     n_devices = nvidia_devices(config.cluster)
     n_workers = config.cluster.workers or n_devices or cpu_cores()
-    cost = STEP_TILE_S["cuda" if n_devices else "cpu"] * (GUIDED_COST if guidance else 1.0) * (spec.tile_px / 256) ** 2
+    cost = (
+        STEP_TILE_S["cuda" if n_devices else "cpu"]
+        * (GUIDED_COST if guidance else 1.0)
+        * (spec.tile_px / 256) ** 2
+    )
     tile_s = cost * solver.steps if spec.net is not None else 0.01
     return project(grid, Speeds(tile_s, n_workers, WORKER_BYTES))
 

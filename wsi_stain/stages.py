@@ -19,7 +19,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 
 from wsi_stain.bundles import bundle_digest, find_bundle
 from wsi_stain.config import BundleSpec, ClusterConfig, RunConfig, resolve_sampling
@@ -38,7 +37,7 @@ from wsi_stain.stain.density import is_stained
 from wsi_stain.stain.normalize import StainTransform, fit_stain
 from wsi_stain.stain.start import StartTransform, fit_start
 from wsi_stain.stain.white import estimate_white
-from wsi_stain.translate.bundle import pick_device
+from wsi_stain.translate.bundle import count_cuda_devices, pick_device
 from wsi_stain.translate.worker import (
     ShardReport,
     TranslateTask,
@@ -80,12 +79,15 @@ class ColorFit:
         Start image.
     map_scale
         99th percentile of the gradient map over tissue.
+    notes
+        Doubts a person should hear of.
     """
 
     white: tuple[float, float, float]
     stain: StainTransform
     start: StartTransform
     map_scale: float
+    notes: tuple[str, ...] = ()
 
     def numbers(self) -> dict[str, Any]:
         """Plain numbers for the manifest and for keys."""
@@ -121,6 +123,9 @@ class Run:
         """Fit the color, once for the slide."""
         listener(Event("fit", "start"))
         self.color = fit_color(self.plan, self.store, self.config)
+        for text in self.color.notes:
+            self.manifest.note(text)
+            listener(Event("fit", "note", text=text))
         self.ihc_key = digest(
             self.he_key,
             self.color.numbers(),
@@ -133,8 +138,9 @@ class Run:
         listener(Event("fit", "finish"))
 
     def translate(self, executor: Executor, listener: Listener) -> None:
-        """Run the model on every pending shard."""
-        assert self.color is not None
+        """Run the model on every pending shard; `fit` comes first."""
+        if self.color is None:
+            raise RuntimeError("translate before fit")
         task = TranslateTask(
             store=self.files.store,
             bundle=self.config.bundle,
@@ -235,9 +241,7 @@ def prepare(plan: SlidePlan, out: Path, config: RunConfig) -> RunFiles:
     return files
 
 
-def begin(
-    plan: SlidePlan, files: RunFiles, config: RunConfig, origins: Mapping[str, str]
-) -> Run:
+def begin(plan: SlidePlan, files: RunFiles, config: RunConfig, origins: Mapping[str, str]) -> Run:
     """Open the store and write the record before any work."""
     store = PatchStore.create(files.store, plan.grid)
     manifest = RunManifest.begin(
@@ -259,7 +263,8 @@ def fit_color(plan: SlidePlan, store: PatchStore, config: RunConfig) -> ColorFit
     grid, spec = plan.grid, plan.spec
     picks = np.unique(np.linspace(0, grid.n_tiles - 1, FIT_TILES).round().astype(int))
     he = np.stack([store.read_tile("he", int(i)) for i in picks])
-    level = estimate_white(plan.thumbnail_rgb, plan.source.background).rgb
+    glass = estimate_white(plan.thumbnail_rgb, plan.source.background)
+    level = glass.rgb
     tissue = is_stained(he, level)
     pixels = he[tissue]
     step = max(1, len(pixels) // config.stain.fit_pixels)
@@ -268,23 +273,28 @@ def fit_color(plan: SlidePlan, store: PatchStore, config: RunConfig) -> ColorFit
     start = fit_start(pixels[::step], level, stain, spec.color, kind)
     _, guidance = resolve_sampling(spec, config.sample)
     map_kind = (guidance or spec.guidance).gradient_map
-    return ColorFit(level, stain, start, measure_map_scale(start, he, tissue, map_kind))
+    notes = list(stain.notes)
+    if glass.origin == "background":
+        notes.append(f"Little bare glass in view: white {level} is the file's own background.")
+    map_scale = measure_map_scale(start, he, tissue, map_kind)
+    return ColorFit(level, stain, start, map_scale, tuple(notes))
 
 
 def expectation(plan: SlidePlan) -> Expected:
-    """Say what the pyramid must show: stained where the H&E is, white where no tile lies."""
+    """Say what the pyramid must show: stained where the H&E is, white where it is bare glass."""
     grid = plan.grid
     size = grid.scale.size_out
     white = estimate_white(plan.thumbnail_rgb, plan.source.background).rgb
     stained = is_stained(plan.thumbnail_rgb, white)
     tissue = replace(plan.mask, pixels=plan.mask.pixels & stained)
+    glass = replace(plan.mask, pixels=~(plan.mask.pixels | stained))
     boxes = [
         Region(x_px, y_px, PROBE_PX, PROBE_PX)
         for y_px in _spread(size.height_px)
         for x_px in _spread(size.width_px)
     ]
     full = [box for box in boxes if tissue.fraction(box, grid.scale.factor) >= 1.0]
-    empty = [box for box in boxes if plan.mask.fraction(box, grid.scale.factor) <= 0.0]
+    empty = [box for box in boxes if glass.fraction(box, grid.scale.factor) >= 1.0]
     return Expected(
         size=size,
         mpp_out=grid.scale.mpp_out,
@@ -302,7 +312,7 @@ def _spread(side_px: int) -> list[int]:
 
 def cuda_devices(config: ClusterConfig) -> int:
     """Count the CUDA devices a run may use, as torch sees them."""
-    return 0 if pick_device(config.device).type == "cpu" else torch.cuda.device_count()
+    return count_cuda_devices(config.device)
 
 
 def digest(*parts: Any) -> str:

@@ -261,7 +261,7 @@ def bench_memory() -> None:
     """Peak of stitching and writing together, in processes of their own."""
     for height_px in (4096, 12288):
         command = [sys.executable, __file__, "--memory", str(height_px)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         size = {"width_px": 16384, "height_px": height_px}
         report("memory", **size, peak_above_imports_mb=round(float(done.stdout)))
 

@@ -65,9 +65,7 @@ def test_blur_keeps_the_mean_and_loses_structure() -> None:
 def test_blur_is_chosen_by_psnr() -> None:
     rng = np.random.default_rng(3)
     sharp = [np.full((64, 64, 3), 128, np.uint8) for _ in range(2)]
-    noisy = [
-        np.clip(s + rng.normal(0, 20, s.shape), 0, 255).astype(np.uint8) for s in sharp
-    ]
+    noisy = [np.clip(s + rng.normal(0, 20, s.shape), 0, 255).astype(np.uint8) for s in sharp]
     assert choose_blur_px(noisy, sharp, (0.0, 1.0, 4.0)) == 4.0
     assert choose_blur_px(noisy, noisy, (0.0, 1.0, 4.0)) == 0.0
     with pytest.raises(ConfigError):

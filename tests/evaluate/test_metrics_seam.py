@@ -32,7 +32,8 @@ def noise() -> Rgb8:
 def _step(picture: Rgb8, levels: int) -> Rgb8:
     """Raise every other column of tiles."""
     raised = (np.arange(picture.shape[1]) // STRIDE_PX) % 2 == 1
-    return picture + (levels * raised).astype(np.uint8)[None, :, None]
+    stepped: Rgb8 = picture + (levels * raised).astype(np.uint8)[None, :, None]
+    return stepped
 
 
 def test_stationary_noise_has_ratio_one(noise: Rgb8) -> None:

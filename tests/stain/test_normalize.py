@@ -104,7 +104,8 @@ def _apply_in_float64(fitted: StainTransform, pixels: Rgb8) -> npt.NDArray[Any]:
     else:
         lab = rgb2lab(np.minimum(pixels / white, 1.0)) * fitted.lab.scale + fitted.lab.shift
         levels = target * lab2rgb(lab)
-    return np.clip(np.rint(levels), 0, 255)
+    exact: npt.NDArray[Any] = np.clip(np.rint(levels), 0, 255)
+    return exact
 
 
 def test_transform_survives_json(

@@ -30,9 +30,7 @@ def test_planted_ihc_is_measured(plant_tissue: Plant) -> None:
     assert len(found.mean_od_quantiles) == N_QUANTILES
     od = rgb_to_od(images[0].reshape(-1, 3), WHITE)
     expected = np.quantile(od[od.max(axis=1) > 0.05].mean(axis=1), [0.25, 0.5, 0.75])
-    np.testing.assert_allclose(
-        np.array(found.mean_od_quantiles)[[8, 16, 24]], expected, rtol=0.05
-    )
+    np.testing.assert_allclose(np.array(found.mean_od_quantiles)[[8, 16, 24]], expected, rtol=0.05)
 
 
 def test_one_black_laboratory_does_not_decide(plant_tissue: Plant) -> None:
@@ -65,7 +63,7 @@ def test_real_ki67_has_hematoxylin_and_dab(shared_data: Path) -> None:
     with (shared_data / "manifest.csv").open(newline="", encoding="utf-8") as file:
         rows = [r for r in csv.DictReader(file) if r["path"].startswith("ihc/ki67_rouland")]
     pictures = [cv2.imread(str(shared_data / r["path"])) for r in rows[:40:4]]
-    found = measure_reference([p[:, :, ::-1] for p in pictures if p is not None])
+    found = measure_reference([p[:, :, ::-1].astype(np.uint8) for p in pictures if p is not None])
     for vector, known in zip(found.stain_od, HDX, strict=False):
         assert angle_deg(np.array(vector), known) < 20.0
     assert (np.diff(found.mean_od_quantiles) >= 0.0).all()

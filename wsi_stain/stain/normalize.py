@@ -281,9 +281,8 @@ def _shift_lab(rgb: Rgb8, white: Rgb, lab: LabShift, target: Rgb) -> Rgb8:
         return rgb.copy()
     matrix = np.column_stack([np.diag(lab.scale), np.array(lab.shift)])
     moved = cv2.transform(_to_lab(rgb, white), matrix)
-    levels = cv2.cvtColor(moved, cv2.COLOR_Lab2RGB) * np.array(target, dtype=np.float32)
-    out: Rgb8 = np.clip(np.rint(levels), 0, 255).astype(np.uint8).reshape(rgb.shape)
-    return out
+    levels = cv2.transform(cv2.cvtColor(moved, cv2.COLOR_Lab2RGB), np.diag(target))
+    return np.asarray(cv2.convertScaleAbs(np.maximum(levels, 0.0)), np.uint8).reshape(rgb.shape)
 
 
 def _rgb(values: Any) -> Rgb:

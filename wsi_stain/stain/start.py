@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -71,8 +72,12 @@ class StartTransform(Settings, frozen=True, kw_only=True):
             uint8, same shape. With a curve: neutral grey relative to `target_white`, and exactly
             that white where the H&E shows glass.
         """
+        if self.kind == "source":
+            return rgb.copy()
         if not self.curve_in:
             return self._render(rgb)
+        if rgb.size == 0:
+            return rgb.copy()
         density = self.stain.project(rgb, self.rows)[..., 0]
         od = _follow_curve(density, self.curve_in, self.curve_out)
         od *= 1.0 - glass_alpha(rgb, self.stain.white, sigma_px=0.0)
@@ -110,7 +115,7 @@ def fit_start(
         "haematoxylin": the hematoxylin density alone, its quantiles over the slide's tissue
         matched to those of the IHC's mean OD. "grey": the mean OD of all channels, matched
         likewise. "palette": hematoxylin in the IHC's hematoxylin, eosin in a faint grey-blue.
-        "stain": the normalized H&E.
+        "stain": the normalized H&E. "source": the H&E untouched (a null row, and identity tests).
 
     Returns
     -------
@@ -131,7 +136,7 @@ def fit_start(
             f"White {_rgb(white)} is not that of the color map, {transform.white}.",
             hint="Fit the color map and the start image with the same white.",
         )
-    if kind == "stain":
+    if kind in ("stain", "source"):
         return _linear(kind, transform, reference, np.eye(3))
     densities = np.linalg.pinv(np.array(reference.he_stain_od)).T
     if kind == "palette":
@@ -209,14 +214,14 @@ def _follow_curve(
     table = np.interp(np.linspace(low, high, _CURVE_STEPS), curve_in, curve_out)
     scale = (_CURVE_STEPS - 1) / max(high - low, 1e-9)
     index = np.clip((density - low) * scale + 0.5, 0, _CURVE_STEPS - 1).astype(np.int32)
-    od: Floats = table.astype(np.float32)[index]
+    od: Floats = np.take(table.astype(np.float32), index)
     return od
 
 
 def _render_grey(od: Floats, white: Rgb) -> Rgb8:
-    levels = np.exp(-od)[..., None] * np.array(white, dtype=np.float32)
-    grey: Rgb8 = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
-    return grey
+    light = np.exp(-od.reshape(1, -1))
+    channels = [cv2.convertScaleAbs(light, alpha=level) for level in white]
+    return np.asarray(cv2.merge(channels), dtype=np.uint8).reshape(*od.shape, 3)
 
 
 def _rgb(values: Any) -> Rgb:

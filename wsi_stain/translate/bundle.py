@@ -25,7 +25,14 @@ from wsi_stain.translate.networks import ContrastHeads, Critic, ScoreNet
 from wsi_stain.translate.noise import Schedule
 from wsi_stain.translate.sampler import Sampler
 
-__all__ = ["ModelBundle", "fast_dtype", "load_bundle", "pick_device", "save_nets"]
+__all__ = [
+    "ModelBundle",
+    "count_cuda_devices",
+    "fast_dtype",
+    "load_bundle",
+    "pick_device",
+    "save_nets",
+]
 
 N = TypeVar("N", bound=nn.Module)
 FILES = {"score": "score.safetensors", "critic": "critic.safetensors", "heads": "heads.safetensors"}
@@ -106,6 +113,17 @@ def pick_device(asked: str, index: int = 0) -> torch.device:
     if asked == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", index)
+
+
+def count_cuda_devices(asked: str) -> int:
+    """Count the CUDA devices for "auto" or "cuda"; 0 for "cpu".
+
+    Raises
+    ------
+    DeviceError
+        CUDA was asked for and there is none.
+    """
+    return 0 if pick_device(asked).type == "cpu" else torch.cuda.device_count()
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:

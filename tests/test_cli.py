@@ -1,0 +1,141 @@
+"""The command line: every verb, one good run, each documented exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsi_stain.cli import SECTIONS, cli, main
+from wsi_stain.config import BundleSpec
+from wsi_stain.translate.bundle import save_nets
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Give the function that runs a command line: exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["wsi-stain", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def identity_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bundle without nets: fast, and the picture stays."""
+    folder = tmp_path_factory.mktemp("bundles") / "identity"
+    save_nets(folder, BundleSpec(name="identity", marker="Test", start_image="source"), {})
+    return folder
+
+
+def test_every_verb_has_a_section_and_a_help(run: Run) -> None:
+    listed = [name for names in SECTIONS.values() for name in names]
+    assert sorted(listed) == sorted(cli.commands)
+    code, out, _ = run("--help")
+    assert code == 0
+    for name in listed:
+        assert f"  {name} " in out
+        code, text, _ = run(name, "--help")
+        assert code == 0
+        assert text.startswith("Usage: wsi-stain")
+
+
+def test_translate_validate_and_plan_agree(
+    run: Run, tmp_path: Path, identity_bundle: Path, synthetic_slide: Path
+) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('[cluster]\nexecutor = "serial"\n')
+    flags = ["--bundle", identity_bundle, "--recipe", recipe, "--json"]
+    code, out, _ = run("plan", synthetic_slide, *flags)
+    assert code == 0
+    planned = json.loads(out)
+    code, out, err = run("translate", synthetic_slide, "--out", tmp_path / "out", *flags)
+    assert (code, err) == (0, "")
+    made = json.loads(out)
+    assert made["size"] == planned["output size"]
+    code, out, _ = run("validate", made["output"], "--json")
+    assert code == 0
+    assert json.loads(out)["ok"] is True
+    code, out, err = run("translate", synthetic_slide, "--out", tmp_path / "out", *flags)
+    assert code == 8
+    assert "--overwrite" in err
+
+
+def test_plain_output_is_aligned_lines(run: Run, synthetic_slide: Path) -> None:
+    code, out, _ = run("info", synthetic_slide)
+    assert code == 0
+    assert "1403 x 1101 px" in out
+    assert "pixel size from" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["info", "{tmp}/none.svs"], 3, "none.svs"),
+        (["plan", "{tmp}/text.svs", "--bundle", "{bundle}"], 3, "text.svs"),
+        (["plan", "{glass}", "--bundle", "{bundle}"], 4, "tissue"),
+        (["plan", "{glass}", "--bundle", "none"], 6, "No bundle none"),
+        (["plan", "{glass}", "--bundle", "{bundle}", "--mpp", "0.001"], 2, "mpp"),
+        (["plan", "{glass}", "--recipe", "{tmp}/none.toml"], 2, "none.toml"),
+        (["plan", "{no_mpp}", "--bundle", "{bundle}"], 3, "--mpp"),
+        (["validate", "{tmp}/text.svs"], 8, "not sound"),
+        (["report", "{tmp}"], 8, "run"),
+        (["translate"], 2, "Missing argument"),
+        (["train", "score", "--recipe", "{tmp}/none.toml", "--run", "{tmp}/r"], 2, "none.toml"),
+        (["unknown"], 2, "No such command"),
+    ],
+)
+def test_error_is_one_line_and_its_own_code(
+    run: Run,
+    tmp_path: Path,
+    identity_bundle: Path,
+    write_slide: Callable[..., Path],
+    arguments: list[str],
+    code: int,
+    words: str,
+) -> None:
+    (tmp_path / "text.svs").write_text("this is no slide")
+    white = np.full((400, 500, 3), 243, np.uint8)
+    glass = write_slide(tmp_path / "glass.tiff", white, 0.5)
+    no_mpp = write_slide(tmp_path / "no_mpp.tiff", white, None)
+    names = {"tmp": tmp_path, "bundle": identity_bundle, "glass": glass, "no_mpp": no_mpp}
+    found, _, err = run(*[argument.format(**names) for argument in arguments])
+    assert found == code, err
+    assert words in err
+    assert "Traceback" not in err
+    if code != 2:
+        assert err.count("\n") == 1
+
+
+def test_every_error_class_has_the_documented_code(run: Run) -> None:
+    import wsi_stain.errors as errors  # noqa: PLC0415 - the module itself is what is tested
+
+    codes = {
+        name: getattr(errors, name).exit_code for name in errors.__all__ if name.endswith("Error")
+    }
+    assert sorted(set(codes.values())) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert all(issubclass(getattr(errors, name), errors.WsiStainError) for name in codes)
+
+
+def test_doctor_and_versions_name_the_packages(run: Run) -> None:
+    code, out, _ = run("doctor", "--json")
+    assert code == 0
+    facts = json.loads(out)
+    assert facts["versions"]["zarr"] != "missing"
+    code, out, _ = run("--versions")
+    assert code == 0
+    assert "openslide-bin" in out

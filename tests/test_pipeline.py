@@ -1,0 +1,290 @@
+"""The whole road on slides that the tests write: identity bundle, tiny nets, kill and resume."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tifffile
+import torch
+
+from wsi_stain import stages
+from wsi_stain.config import BundleSpec, NetSpec, RunConfig, resolve_run_config
+from wsi_stain.dispatch import SerialExecutor
+from wsi_stain.errors import NoTissueError, OutputError, PlanError
+from wsi_stain.layout import RunFiles
+from wsi_stain.lock import OutputLock
+from wsi_stain.manifest import Event, RunManifest
+from wsi_stain.pipeline import translate_slide
+from wsi_stain.planning import plan_slide, shard_size
+from wsi_stain.translate.bundle import save_nets
+from wsi_stain.translate.networks import ScoreNet
+from wsi_stain.write.validate import validate
+
+Pixels = npt.NDArray[np.uint8]
+Write = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def identity_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bundle without nets whose start image is the slide itself: the road, and nothing else."""
+    folder = tmp_path_factory.mktemp("bundles") / "identity"
+    save_nets(folder, BundleSpec(name="identity", marker="Test", start_image="source"), {})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_net_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bundle with a small untrained net: noise by place and batches matter, speed does not."""
+    torch.manual_seed(0)
+    net = NetSpec(channels=(16, 16), blocks=1)
+    weights = ScoreNet(net).state_dict()
+    weights["tail.weight"] = 0.05 * torch.randn_like(weights["tail.weight"])
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    spec = BundleSpec(name="tiny", marker="Test", tile_px=128, net=net, start_image="stain")
+    save_nets(folder, spec, {"score": weights})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_slide(
+    tmp_path_factory: pytest.TempPathFactory, write_slide: Write, he_pixels: Pixels
+) -> Path:
+    """About 20 tiles of tissue."""
+    path = tmp_path_factory.mktemp("slides") / "small.tiff"
+    return write_slide(path, he_pixels[200:620, 150:700], 0.5)
+
+
+def settings(bundle: Path, **flags: Any) -> RunConfig:
+    base = {"bundle": str(bundle), "cluster.executor": "serial", "tiles.shard_tiles": 4}
+    return resolve_run_config(base | {k.replace("__", "."): v for k, v in flags.items()})[0]
+
+
+def level0(path: Path) -> Pixels:
+    with tifffile.TiffFile(path) as tiff:
+        pixels: Pixels = tiff.pages.first.asarray()
+        return pixels
+
+
+def dark_coordinates(x_px: int, y_px: int, width_px: int, height_px: int) -> Pixels:
+    """Every pixel tells its place, and none looks like glass."""
+    ys, xs = np.mgrid[y_px : y_px + height_px, x_px : x_px + width_px]
+    blue = 60 + (xs // 100 % 8) + 8 * (ys // 100 % 8)
+    return np.stack([xs % 100, ys % 100, blue], axis=-1).astype(np.uint8)
+
+
+def test_coordinate_slide_lands_pixel_exact(
+    tmp_path: Path, identity_bundle: Path, write_slide: Write
+) -> None:
+    width_px, height_px = 611, 523
+    pixels = dark_coordinates(0, 0, width_px, height_px)
+    slide = write_slide(tmp_path / "c.tiff", pixels, 0.5)
+    config = settings(identity_bundle, tiles__tissue_min_fraction=0.0, write__lossless=True)
+    result = translate_slide(slide, tmp_path / "out", config)
+    made = level0(result.files.output)
+    # The right and bottom rims blur against the glass outside: the mask smooths over 5 px.
+    np.testing.assert_array_equal(made[:-6, :-6], pixels[:-6, :-6])
+
+
+def test_output_lies_in_the_slides_frame(
+    tmp_path: Path, identity_bundle: Path, synthetic_slide: Path, he_pixels: Pixels
+) -> None:
+    result = translate_slide(synthetic_slide, tmp_path, settings(identity_bundle))
+    found = validate(result.files.output)
+    assert found.ok, found.problems
+    made = level0(result.files.output)
+    assert made.shape == he_pixels.shape
+    stained = he_pixels.min(axis=-1) < 150
+    difference = np.abs(made.astype(int) - he_pixels)[stained].mean()
+    assert difference < 6, "JPEG twice over, nothing more"
+    assert found.facts["mpp"] == pytest.approx(0.5, rel=1e-3)
+
+
+def test_finer_slide_is_reduced_to_the_models_pixel_size(
+    tmp_path: Path, identity_bundle: Path, write_slide: Write, he_pixels: Pixels
+) -> None:
+    fine = he_pixels.repeat(2, axis=0).repeat(2, axis=1)
+    slide = write_slide(tmp_path / "fine.svs", fine, 0.25, kind="aperio")
+    plan = plan_slide(slide, settings(identity_bundle))
+    plan.source.close()
+    assert plan.scale.factor == 2.0
+    assert plan.scale.size_out == (he_pixels.shape[1], he_pixels.shape[0])
+    assert plan.scale.mpp_out == pytest.approx(0.5)
+
+
+def test_manifest_tells_what_was_done_and_no_path(
+    tmp_path: Path, identity_bundle: Path, synthetic_slide: Path
+) -> None:
+    events: list[Event] = []
+    result = translate_slide(
+        synthetic_slide, tmp_path, settings(identity_bundle), listener=events.append
+    )
+    record = RunManifest.load(result.files.manifest).content
+    assert record.state == "finished"
+    assert [s.name for s in record.stages] == ["fill", "translate", "write"]
+    assert {s.state for s in record.stages} == {"finished"}
+    assert record.outputs[0].name == result.files.output.name
+    assert str(synthetic_slide.parent) not in result.files.manifest.read_text()
+    assert not result.files.store.exists()
+    ended = {event.stage for event in events if event.kind == "finish"}
+    assert ended == {"plan", "fill", "fit", "translate", "write", "validate"}
+
+
+class Stop(Exception):
+    """Stands for a kill."""
+
+
+def stopping_at(stage: str, kind: str) -> Callable[[Event], None]:
+    def listen(event: Event) -> None:
+        if (event.stage, event.kind) == (stage, kind):
+            raise Stop
+
+    return listen
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind"),
+    [
+        ("fill", "advance"),
+        ("fit", "finish"),
+        ("translate", "advance"),
+        ("translate", "finish"),
+        ("write", "advance"),
+        ("validate", "start"),
+    ],
+)
+def test_stopped_run_goes_on_to_the_same_bytes(
+    tmp_path: Path, tiny_net_bundle: Path, small_slide: Path, stage: str, kind: str
+) -> None:
+    config = settings(tiny_net_bundle, sample__steps=2, sample__guided=False)
+    straight = translate_slide(small_slide, tmp_path / "a", config)
+    with pytest.raises(Stop):
+        translate_slide(small_slide, tmp_path / "b", config, listener=stopping_at(stage, kind))
+    left = sorted(p.name for p in (tmp_path / "b").iterdir())
+    assert not [name for name in left if name.endswith(".part")]
+    # A stop after the rename leaves a whole file, which may be replaced.
+    config = settings(tiny_net_bundle, sample__steps=2, sample__guided=False, write__overwrite=True)
+    done: list[int] = []
+
+    def watch(event: Event) -> None:
+        if event.stage == "fill" and event.kind == "start":
+            done.append(event.done)
+
+    resumed = translate_slide(small_slide, tmp_path / "b", config, listener=watch)
+    assert done[0] > 0, "finished shards are not read again"
+    assert resumed.files.output.read_bytes() == straight.files.output.read_bytes()
+
+
+def test_changed_seed_voids_the_translated_shards_only(
+    tmp_path: Path, tiny_net_bundle: Path, small_slide: Path
+) -> None:
+    flags: dict[str, Any] = {"sample__steps": 2, "sample__guided": False}
+    with pytest.raises(Stop):
+        translate_slide(
+            small_slide,
+            tmp_path,
+            settings(tiny_net_bundle, **flags),
+            listener=stopping_at("write", "start"),
+        )
+    plan = plan_slide(small_slide, settings(tiny_net_bundle, **flags, seed=1))
+    plan.source.close()
+    started: dict[str, int] = {}
+
+    def watch(event: Event) -> None:
+        if event.kind == "start":
+            started[event.stage] = event.done
+
+    translate_slide(
+        small_slide, tmp_path, settings(tiny_net_bundle, **flags, seed=1), listener=watch
+    )
+    assert started["fill"] == plan.grid.n_tiles
+    assert started["translate"] == 0
+
+
+def test_workers_and_shard_order_do_not_change_a_byte(
+    tmp_path: Path, tiny_net_bundle: Path, small_slide: Path
+) -> None:
+    flags: dict[str, Any] = {"sample__steps": 2, "sample__guided": False}
+    serial = translate_slide(small_slide, tmp_path / "a", settings(tiny_net_bundle, **flags))
+    dask = translate_slide(
+        small_slide,
+        tmp_path / "b",
+        settings(
+            tiny_net_bundle,
+            **flags,
+            cluster__executor="dask",
+            cluster__workers=2,
+            tiles__shard_tiles=3,
+        ),
+    )
+    assert dask.files.output.read_bytes() == serial.files.output.read_bytes()
+
+
+def test_existing_output_is_refused_before_work(
+    tmp_path: Path, identity_bundle: Path, synthetic_slide: Path
+) -> None:
+    files = RunFiles.of(tmp_path, synthetic_slide, "Test")
+    files.output.write_bytes(b"mine")
+    with pytest.raises(OutputError, match="--overwrite"):
+        translate_slide(synthetic_slide, tmp_path, settings(identity_bundle))
+    assert files.output.read_bytes() == b"mine"
+    assert not files.folder.exists()
+
+
+def test_second_run_on_the_same_output_is_refused(
+    tmp_path: Path, identity_bundle: Path, synthetic_slide: Path
+) -> None:
+    files = RunFiles.of(tmp_path, synthetic_slide, "Test")
+    files.folder.mkdir()
+    with OutputLock(files.lock), pytest.raises(OutputError, match="Another run"):
+        translate_slide(synthetic_slide, tmp_path, settings(identity_bundle))
+
+
+def test_all_glass_slide_has_no_tissue(
+    tmp_path: Path, identity_bundle: Path, write_slide: Write
+) -> None:
+    rng = np.random.default_rng(0)
+    glass = np.clip(rng.normal(243, 1.5, (600, 700, 3)), 0, 255).astype(np.uint8)
+    slide = write_slide(tmp_path / "glass.tiff", glass, 0.5)
+    with pytest.raises(NoTissueError):
+        plan_slide(slide, settings(identity_bundle))
+
+
+def test_plan_too_large_for_memory_is_refused_early(
+    tmp_path: Path, identity_bundle: Path, synthetic_slide: Path
+) -> None:
+    config = settings(identity_bundle, cluster__memory_limit_mb=64)
+    with pytest.raises(PlanError, match="memory"):
+        translate_slide(synthetic_slide, tmp_path, config)
+
+
+def test_unsound_output_is_an_error_not_a_result(
+    tmp_path: Path,
+    identity_bundle: Path,
+    synthetic_slide: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def blank(*_: object, **__: object) -> Iterator[Pixels]:
+        yield np.full((1101, 1403, 3), 243, np.uint8)
+
+    monkeypatch.setattr(stages, "stitch_bands", blank)
+    with pytest.raises(OutputError, match=r"not sound.*blank"):
+        translate_slide(synthetic_slide, tmp_path, settings(identity_bundle))
+
+
+@pytest.mark.parametrize(("n_tiles", "size"), [(1, 4), (64, 4), (81, 8), (1000, 64), (10**6, 64)])
+def test_shards_are_whole_batches_and_many(n_tiles: int, size: int) -> None:
+    assert shard_size(n_tiles) == size
+
+
+def test_events_and_results_are_plain(
+    tmp_path: Path, identity_bundle: Path, synthetic_slide: Path
+) -> None:
+    result = translate_slide(synthetic_slide, tmp_path, settings(identity_bundle))
+    assert json.loads(json.dumps(result.facts()))["tiles"] > 0
+    assert isinstance(SerialExecutor(1), SerialExecutor)

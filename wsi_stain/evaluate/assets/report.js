@@ -1,0 +1,158 @@
+/* Two viewers that move as one, their overlays and the swipe. Files on disk only: no requests. */
+(function () {
+  "use strict";
+
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const stage = document.getElementById("stage");
+  const at = (id) => document.getElementById(id);
+  const svg = (name, attributes) => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    return element;
+  };
+  const widthOut = data.width * data.reduction; // px of the virtual slide across the picture
+  const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const panes = ["he", "ihc"].map(makePane);
+  let leader = panes[0];
+
+  function makePane(stain) {
+    const pane = at(stain);
+    const view = document.createElement("div");
+    view.className = "view";
+    pane.prepend(view);
+    const viewer = OpenSeadragon({
+      element: view,
+      drawer: "canvas", // WebGL may not draw pictures that come from the disk
+      showNavigationControl: false,
+      animationTime: calm ? 0 : 0.4,
+      blendTime: 0,
+      visibilityRatio: 0.4,
+      minZoomImageRatio: 0.7,
+      maxZoomPixelRatio: 4 * data.reduction,
+      gestureSettingsMouse: { clickToZoom: false },
+      tileSources: {
+        width: data.width,
+        height: data.height,
+        tileSize: data.tile,
+        tileOverlap: 0,
+        minLevel: 0,
+        maxLevel: data.levels - 1,
+        getTileUrl: (level, x, y) => `${stain}/${level}/${x}_${y}.jpg`,
+      },
+    });
+    viewer.canvas.setAttribute("aria-label", `${pane.getAttribute("aria-label")}: arrow keys move, plus and minus zoom`);
+    viewer.canvas.setAttribute("role", "application");
+    const made = { stain, pane, viewer, drawing: draw(pane), positive: null };
+    for (const event of ["canvas-press", "canvas-scroll", "canvas-pinch", "canvas-key"]) {
+      viewer.addHandler(event, () => { leader = made; });
+    }
+    viewer.addHandler("open", () => addPictures(made));
+    viewer.addHandler("viewport-change", () => { if (made === leader) follow(); });
+    viewer.addHandler("update-viewport", () => place(made));
+    viewer.addHandler("resize", () => place(made));
+    return made;
+  }
+
+  /* Fields in full resolution lie over a reduced slide; the overlay lies over both. */
+  function addPictures(made) {
+    if (data.reduction > 1) {
+      for (const field of data.fields) {
+        const [x, y, width] = field.box;
+        made.viewer.addSimpleImage({ url: field[made.stain], x: x / widthOut, y: y / widthOut, width: width / widthOut });
+      }
+    }
+    made.viewer.addSimpleImage({
+      url: "positive.png", x: 0, y: 0, width: data.overlay_width, opacity: 0,
+      success: (event) => { made.positive = event.item; showPositive(); },
+    });
+  }
+
+  function draw(pane) {
+    const root = svg("svg", { "aria-hidden": "true" });
+    const tissue = svg("g", { class: "layer-tissue" });
+    const path = data.tissue.join("");
+    tissue.append(svg("path", { d: path, class: "halo" }), svg("path", { d: path, class: "outline" }));
+    const doubts = svg("g", { class: "layer-doubts" });
+    for (const [x, y, width, height] of data.doubts) doubts.append(svg("rect", { x, y, width, height, class: "doubt" }));
+    root.append(tissue, doubts);
+    pane.append(root);
+    return { root, tissue, doubts };
+  }
+
+  function follow() {
+    const from = leader.viewer.viewport;
+    for (const { viewer } of panes) {
+      if (viewer === leader.viewer || !viewer.isOpen()) continue;
+      viewer.viewport.zoomTo(from.getZoom(true), null, true);
+      viewer.viewport.panTo(from.getCenter(true), true);
+    }
+  }
+
+  function place({ pane, viewer, drawing }) {
+    if (!viewer.isOpen()) return;
+    const viewport = viewer.viewport;
+    const corner = viewport.pixelFromPoint(new OpenSeadragon.Point(0, 0), true);
+    const perOut = (viewport.getContainerSize().x * viewport.getZoom(true)) / widthOut; // CSS px per out px
+    const transform = `translate(${corner.x} ${corner.y}) scale(${perOut})`;
+    drawing.tissue.setAttribute("transform", transform);
+    drawing.doubts.setAttribute("transform", transform);
+    drawScale(pane.querySelector(".scale"), data.mpp / perOut);
+  }
+
+  /* The longest of 1, 2, 5 times a power of ten that stays under 140 CSS px. */
+  function drawScale(element, umPerPx) {
+    const most = 140 * umPerPx;
+    const ten = 10 ** Math.floor(Math.log10(most));
+    const um = ten * (most >= 5 * ten ? 5 : most >= 2 * ten ? 2 : 1);
+    const text = um >= 1000 ? `${um / 1000} mm` : `${um} µm`;
+    if (element.dataset.text !== text) {
+      element.replaceChildren(document.createElement("i"), text);
+      element.dataset.text = text;
+    }
+    element.firstChild.style.width = `${um / umPerPx}px`;
+  }
+
+  function showPositive() {
+    for (const { positive } of panes) if (positive) positive.setOpacity(at("show-positive").checked ? 0.75 : 0);
+  }
+
+  function showLayers() {
+    for (const { drawing } of panes) {
+      drawing.tissue.style.display = at("show-tissue").checked ? "" : "none";
+      drawing.doubts.style.display = at("show-doubts").checked ? "" : "none";
+    }
+  }
+
+  function setMode(isSwipe) {
+    stage.classList.toggle("swipe", isSwipe);
+    at("swipe").setAttribute("aria-pressed", String(isSwipe));
+    at("beside").setAttribute("aria-pressed", String(!isSwipe));
+  }
+
+  function lead(action) {
+    leader = panes[0];
+    const viewport = leader.viewer.viewport;
+    action(viewport);
+    viewport.applyConstraints();
+  }
+
+  at("beside").addEventListener("click", () => setMode(false));
+  at("swipe").addEventListener("click", () => setMode(true));
+  at("closer").addEventListener("click", () => lead((viewport) => viewport.zoomBy(1.6)));
+  at("wider").addEventListener("click", () => lead((viewport) => viewport.zoomBy(1 / 1.6)));
+  at("whole").addEventListener("click", () => lead((viewport) => viewport.goHome()));
+  at("show-tissue").addEventListener("change", showLayers);
+  at("show-doubts").addEventListener("change", showLayers);
+  at("show-positive").addEventListener("change", showPositive);
+  at("cut").addEventListener("input", (event) => stage.style.setProperty("--cut", event.target.value / 1000));
+  for (const button of document.querySelectorAll("[data-field]")) {
+    button.addEventListener("click", () => {
+      const [x, y, width, height] = data.fields[Number(button.dataset.field)].box.map((value) => value / widthOut);
+      lead((viewport) => viewport.fitBounds(new OpenSeadragon.Rect(x, y, width, height)));
+      stage.scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "center" });
+    });
+  }
+  // A browser may restore ticks and the slider when the page is loaded again.
+  stage.style.setProperty("--cut", at("cut").value / 1000);
+  showLayers();
+})();

@@ -1,0 +1,273 @@
+"""The run's page: H&E beside virtual IHC, numbers, checks, provenance, in one folder.
+
+In: a finished run. Out: ``<run>/report/index.html`` and what it needs, openable from disk without
+a server or a network. Not here: metrics, drawing (`report_pictures`), wording (`report_facts`).
+
+Nothing on the page identifies a patient: no label, no date of the slide, no path.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_stain.errors import OutputError
+from wsi_stain.evaluate import report_facts, report_pictures
+from wsi_stain.evaluate.report_numbers import (
+    Doubt,
+    FieldNumbers,
+    SlideNumbers,
+    Whites,
+    find_doubts,
+    measure_field,
+)
+from wsi_stain.files import sha256_file
+from wsi_stain.geometry import Scale, choose_scale
+from wsi_stain.layout import OUTPUT_SUFFIX, RunFiles, find_run
+from wsi_stain.manifest import RunManifest, RunRecord
+from wsi_stain.slides.image import SlideSource
+from wsi_stain.slides.mask import find_tissue
+from wsi_stain.write.overview import HeFolder, HeRecord, keep_he
+from wsi_stain.write.validate import Expected, validate
+
+__all__ = ["write_report"]
+
+Rgb8 = NDArray[np.uint8]
+
+HERE = Path(__file__).parent
+PAGE = "index.html"
+CELL_PX = 256  # out px; at least so many overview px:
+LEAST_CELL_PX = 16
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field in full resolution, with its pictures' names in the report."""
+
+    numbers: FieldNumbers
+    he_file: str
+    ihc_file: str
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The whole slide in both stains, reduced alike.
+
+    Attributes
+    ----------
+    he, ihc
+        uint8 (h, w, 3).
+    """
+
+    he: Rgb8
+    ihc: Rgb8
+
+
+def write_report(run: Path, *, slide: Path | None = None) -> Path:
+    """Write the page of a run; an older page is replaced.
+
+    Parameters
+    ----------
+    run
+        A ``.run`` folder, its pyramid, or an output folder with one run.
+    slide
+        The H&E slide; needed only where the run kept no H&E.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    OutputError
+        No run, no pyramid, no H&E, or the folder cannot be written.
+    SlideError
+        `slide` cannot be read.
+
+    Notes
+    -----
+    Memory bound: two pictures of at most 16 megapixels, and copies of one of them. The folder has
+    at most some 25 MB.
+    """
+    files = find_run(run)
+    record = RunManifest.load(files.manifest).content
+    if not files.output.is_file():
+        raise OutputError(
+            f"{files.output} is missing: the run has no picture yet.",
+            hint="Run wsi-stain translate again; it goes on where it stopped.",
+        )
+    part = files.report.with_name("report.part")
+    try:
+        _build(files, record, _kept_he(files, record, slide), part)
+        if files.report.exists():
+            shutil.rmtree(files.report)
+        part.rename(files.report)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(
+            f"The report in {files.report} cannot be written: {error}.",
+            hint="Check free space and permissions.",
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return files.report / PAGE
+
+
+def _build(files: RunFiles, record: RunRecord, kept: HeFolder, folder: Path) -> None:
+    """Measure, draw and write everything into a fresh folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(HERE / "assets", folder / "assets")
+    he = kept.record()
+    whites = _whites(record)
+    with SlideSource.open(files.output, mpp=he.mpp_out) as source:
+        if source.size_l0 != he.size_out:
+            raise OutputError(f"{files.output} is {source.size_l0}; the run planned {he.size_out}.")
+        fields = _write_fields(source, kept, he, whites, folder)
+        pictures = Pictures(kept.overview(), source.thumbnail(he.mpp_out * he.reduction))
+    if pictures.he.shape != pictures.ihc.shape:
+        raise OutputError(
+            f"H&E overview {pictures.he.shape} and output {pictures.ihc.shape} differ in size.",
+            hint="Give the slide again: wsi-stain report RUN --slide SLIDE",
+        )
+    cell_px = max(LEAST_CELL_PX, CELL_PX // he.reduction)
+    doubts, n_cells = find_doubts(pictures.he, pictures.ihc, whites, cell_px)
+    viewer = _write_pictures(pictures, he, folder)
+    viewer["tissue"] = report_pictures.outline_paths(kept.tissue(), he.mask_step)
+    viewer["doubts"] = [[at * he.reduction for at in doubt.region] for doubt in doubts]
+    viewer["fields"] = [
+        {"box": list(field.numbers.region), "he": field.he_file, "ihc": field.ihc_file}
+        for field in fields
+    ]
+    page = _render(files, record, he, fields, (doubts, n_cells), viewer)
+    (folder / PAGE).write_text(page, encoding="utf-8")
+
+
+def _kept_he(files: RunFiles, record: RunRecord, slide: Path | None) -> HeFolder:
+    """Give what the run kept of the H&E, made anew where a slide is given."""
+    kept = HeFolder(files.folder / "he")
+    if slide is None:
+        if not kept.exists:
+            raise OutputError(
+                f"{files.folder} holds no H&E to show.",
+                hint="Give the slide: wsi-stain report RUN --slide SLIDE",
+            )
+        return kept
+    settings = record.settings
+    with SlideSource.open(slide, mpp=settings["slide"]["mpp"]) as source:
+        if source.digest != record.slide.get("digest"):
+            raise OutputError(f"{slide} is not the slide that {files.output.name} was made from.")
+        with SlideSource.open(files.output) as output:
+            # The factor as the run chose it: the tag's rational is a little off.
+            scale = choose_scale(source.size_l0, source.mpp_l0, output.mpp_l0, 1e-3)
+            if scale.size_out != output.size_l0:
+                scale = Scale(scale.factor, scale.mpp_out, output.size_l0)
+        mask_mpp = settings["tiles"]["mask_mpp"]
+        mask = find_tissue(
+            source.thumbnail(mask_mpp), mpp=mask_mpp, downsample=mask_mpp / source.mpp_l0
+        )
+        marker = files.output.name.removesuffix(OUTPUT_SUFFIX).rpartition("_")[2]
+        keep_he(source, scale, mask, kept.path, marker=marker)
+    return kept
+
+
+def _whites(record: RunRecord) -> Whites:
+    try:
+        return Whites(
+            he=tuple(record.stain["white"]), ihc=tuple(record.stain["start"]["target_white"])
+        )
+    except (KeyError, TypeError) as error:
+        raise OutputError(
+            "The run's record holds no color fit yet.",
+            hint="Run wsi-stain translate again; it goes on where it stopped.",
+        ) from error
+
+
+def _write_fields(
+    source: SlideSource, kept: HeFolder, he: HeRecord, whites: Whites, folder: Path
+) -> list[Field]:
+    """Measure and write every field, the least like the H&E first."""
+    scale = Scale(1.0, he.mpp_out, he.size_out)
+    (folder / "fields").mkdir()
+    fields = []
+    for number, region in enumerate(he.fields):
+        he_pixels, ihc_pixels = kept.field(number), source.read_out(region, scale)
+        names = [f"fields/{number:02d}_{stain}.jpg" for stain in ("he", "ihc")]
+        for name, pixels in zip(names, (he_pixels, ihc_pixels), strict=True):
+            report_pictures.write_jpeg(folder / name, pixels)
+        numbers = measure_field(he_pixels, ihc_pixels, region, whites, he.mpp_out)
+        fields.append(Field(numbers, *names))
+    return sorted(fields, key=lambda field: field.numbers.sobel_ssim)
+
+
+def _write_pictures(pictures: Pictures, he: HeRecord, folder: Path) -> dict[str, Any]:
+    """Write tiles and overlay; gives what the viewer must know of them."""
+    height_px, width_px = pictures.he.shape[:2]
+    n_levels = report_pictures.write_tiles(pictures.he, folder / "he")
+    report_pictures.write_tiles(pictures.ihc, folder / "ihc")
+    overlay, step = report_pictures.positive_overlay(pictures.ihc)
+    report_pictures.write_png(folder / "positive.png", overlay)
+    return {
+        "width": width_px,
+        "height": height_px,
+        "levels": n_levels,
+        "tile": report_pictures.TILE_PX,
+        "reduction": he.reduction,
+        "mpp": he.mpp_out,
+        "overlay_width": overlay.shape[1] * step / width_px,
+    }
+
+
+def _render(
+    files: RunFiles,
+    record: RunRecord,
+    he: HeRecord,
+    fields: Sequence[Field],
+    looked: tuple[Sequence[Doubt], int],
+    viewer: dict[str, Any],
+) -> str:
+    numbers = [field.numbers for field in fields]
+    slide = SlideNumbers.of(numbers)
+    evidence = report_facts.Evidence(
+        record=record,
+        validation=validate(files.output, expected=Expected(he.size_out, he.mpp_out)),
+        is_unchanged=_is_unchanged(files, record),
+        numbers=slide,
+        doubts=looked[0],
+        n_cells=looked[1],
+    )
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": report_facts.percent, "decimals": report_facts.decimals}
+    return environment.get_template("report.html.j2").render(
+        name=files.output.name.removesuffix(OUTPUT_SUFFIX),
+        marker=he.marker,
+        size=str(he.size_out),
+        mpp=he.mpp_out,
+        reduction=he.reduction,
+        bundle=record.bundle.get("name", "unknown"),
+        statement=record.statement,
+        figures=report_facts.figures(slide, numbers, he.mpp_out),
+        checks=report_facts.checks(evidence),
+        fields=fields,
+        provenance=report_facts.provenance(record, len(fields)),
+        viewer=viewer,
+    )
+
+
+def _is_unchanged(files: RunFiles, record: RunRecord) -> bool | None:
+    noted = [out for out in record.outputs if out.name == files.output.name]
+    return sha256_file(files.output) == noted[0].sha256 if noted else None
