@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -60,7 +61,7 @@ def test_pyramid_halves_rounding_up_and_ends_small(width_px: int, height_px: int
     sizes = pyramid_sizes(Size(width_px, height_px))
     assert sizes[0] == (width_px, height_px)
     assert max(sizes[-1]) <= 1024
-    for upper, lower in zip(sizes, sizes[1:], strict=False):
+    for upper, lower in itertools.pairwise(sizes):
         assert lower == (math.ceil(upper[0] / 2), math.ceil(upper[1] / 2))
     if max(width_px, height_px) > 2:
         assert len(sizes) >= 3

@@ -8,6 +8,7 @@ cluster, 8 output, 9 batch finished with failures, 130 interrupted.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ SLIDE = click.Path(path_type=Path)
 SECTIONS = {
     "One slide": ["translate", "plan", "info", "validate", "report"],
     "Start here": ["sample", "doctor"],
-    "Models": ["train"],
+    "Models": ["train", "evaluate"],
 }
 
 
@@ -257,6 +258,25 @@ def train(
         train_stage(stage, recipe, run, bundle, display, samples=samples, threads=threads)
 
 
+@cli.command()
+@click.option("--recipe", type=SLIDE, required=True, help="TOML file; see pipelines/evaluate/.")
+@click.option("--out", type=SLIDE, required=True, help="Folder for results, tables, pictures.")
+@click.option("--bundle", help="Model: a shipped name or a folder; beats the recipe.")
+@quiet_option
+def evaluate(recipe: Path, out: Path, bundle: str | None, quiet: bool) -> None:
+    """Judge variants of a model on H&E images and pairs; goes on where it stopped.
+
+    \b
+    wsi-stain evaluate --recipe pipelines/evaluate/quick.toml --out results
+    """
+    from wsi_stain.console import ProgressDisplay
+    from wsi_stain.evaluate.judge import evaluate as judge
+
+    with ProgressDisplay(quiet=quiet) as display:
+        table = judge(recipe, out, bundle=bundle, listener=display)
+    click.echo(str(table))
+
+
 def _settle(options: dict[str, Any]) -> tuple[Any, dict[str, str]]:
     from wsi_stain.config import resolve_run_config
 
@@ -268,15 +288,20 @@ def _settle(options: dict[str, Any]) -> tuple[Any, dict[str, str]]:
 
 def _print(facts: dict[str, Any], as_json: bool, print_facts: Callable[[Any], None]) -> None:
     if as_json:
-        import msgspec
+        import json
 
-        click.echo(msgspec.json.format(msgspec.json.encode(facts)).decode())
+        # Not msgspec: a path that is no UTF-8 has a JSON form here, and none there.
+        click.echo(json.dumps(facts, indent=2))
         return
     print_facts((name, value) for name, value in facts.items() if not isinstance(value, dict))
 
 
 def main() -> None:
     """Run the command line; errors made on purpose become one line and a documented code."""
+    for stream in (sys.stdout, sys.stderr):
+        # Paths may hold bytes that no terminal can show: they come as escapes, not as a crash.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         cli(prog_name="wsi-stain", standalone_mode=False)
     except click.ClickException as error:
@@ -285,6 +310,9 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("wsi-stain: interrupted; the same command goes on from here.", err=True)
         sys.exit(130)
+    except MemoryError:
+        click.echo("wsi-stain: out of memory. Try fewer workers: --workers 1", err=True)
+        sys.exit(5)
     except WsiStainError as error:
         line = " ".join(str(error).split())
         click.echo(f"wsi-stain: {line}", err=True)

@@ -10,6 +10,7 @@ known one. `BundleSpec` lives here, not beside the nets, so that planning needs 
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -47,6 +48,8 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 Mpp = Annotated[float, msgspec.Meta(ge=0.05, le=20.0)]
 Seed = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 Rgb = tuple[float, float, float]
+Level = Annotated[float, msgspec.Meta(gt=0.0, le=255.0)]
+White = tuple[Level, Level, Level]
 StartImage = Literal["haematoxylin", "stain", "grey", "palette", "source"]
 
 BUNDLE_SCHEMA = 1
@@ -135,11 +138,11 @@ class ColorReference(Settings, frozen=True, kw_only=True):
     Optical density (OD) is natural-log, ``-ln(I / white)``, everywhere in this package.
     """
 
-    white: Rgb = (255.0, 255.0, 255.0)  # glass of the training IHC, grey levels
+    white: White = (255.0, 255.0, 255.0)  # glass of the training IHC, grey levels
     stain_od: tuple[Rgb, Rgb] = ((0.650, 0.704, 0.286), (0.268, 0.570, 0.776))  # H, DAB, unit
-    stain_c99: tuple[float, float] = (1.0, 1.0)  # 99th percentile of each density, OD
+    stain_c99: tuple[Positive, Positive] = (1.0, 1.0)  # 99th percentile of each density, OD
     he_stain_od: tuple[Rgb, Rgb] = ((0.651, 0.701, 0.290), (0.216, 0.801, 0.558))  # H, E, unit
-    he_stain_c99: tuple[float, float] = (2.0, 1.3)
+    he_stain_c99: tuple[Positive, Positive] = (2.0, 1.3)
     mean_od_quantiles: tuple[float, ...] = ()  # of the mean OD over tissue, equally spaced 0..1
 
 
@@ -183,7 +186,7 @@ class SlideConfig(Settings, frozen=True, kw_only=True):
 class TileConfig(Settings, frozen=True, kw_only=True):
     """How to cut the slide."""
 
-    overlap_px: Annotated[int, msgspec.Meta(ge=0, le=512, multiple_of=2)] = 32
+    overlap_px: Annotated[int, msgspec.Meta(ge=16, le=512, multiple_of=2)] = 32
     tissue_min_fraction: Fraction = 0.02
     mpp_tolerance: Fraction = 0.1
     shard_tiles: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0  # 0: 64, fewer on small slides
@@ -323,7 +326,7 @@ def load_recipe(path: Path, kind: type[T]) -> tuple[T, dict[str, Any]]:
         raw = msgspec.toml.decode(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"Recipe {path} cannot be read: {error.strerror}.") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise ConfigError(f"Recipe {path} is not valid TOML: {error}") from error
     return _convert(raw, kind, f"Recipe {path}", ConfigError), raw
 
@@ -345,7 +348,7 @@ def decode_bundle_spec(data: bytes, source: str) -> BundleSpec:
     """
     try:
         raw = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise BundleError(f"{source} is not valid JSON: {error}") from error
     schema = raw.get("schema") if isinstance(raw, dict) else None
     if isinstance(schema, int) and schema > BUNDLE_SCHEMA:
@@ -422,9 +425,21 @@ def _dotted(node: dict[str, Any], prefix: str = "") -> list[str]:
 
 def _convert(raw: Any, kind: type[T], source: str, error_class: type[WsiStainError]) -> T:
     try:
+        if endless := _not_finite(raw):
+            # Bounds let them through: no comparison with nan is ever true.
+            raise error_class(f"{source}: {endless[0]} is not a finite number.")
         return msgspec.convert(raw, kind)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, OverflowError, RecursionError) as error:
         raise error_class(f"{source}: {error}.", hint=_nearest(str(error), kind)) from error
+
+
+def _not_finite(node: Any, name: str = "$") -> list[str]:
+    """Name the values that are nan or infinite."""
+    if isinstance(node, dict):
+        return [found for key in node for found in _not_finite(node[key], f"{name}.{key}")]
+    if isinstance(node, list | tuple):
+        return [found for item in node for found in _not_finite(item, name)]
+    return [name] if isinstance(node, float) and not math.isfinite(node) else []
 
 
 def _nearest(text: str, kind: type[Settings]) -> str:

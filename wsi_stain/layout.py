@@ -1,6 +1,6 @@
 """Where the files of a run lie: the pyramid, and a run folder beside it.
 
-In: output folder, slide name, marker. Out: paths. Not here: writing.
+In: output folder, slide name, marker. Out: paths. Not here: writing (but left-overs go here).
 
 ```
 out/<slide>_<marker>.ome.tiff
@@ -11,17 +11,20 @@ out/<slide>_<marker>.run/   manifest.json  lock  grid/  store/  report/
 from __future__ import annotations
 
 import re
+import shutil
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_stain.errors import OutputError
+from wsi_stain.files import PART_SUFFIX
 
 __all__ = ["RunFiles", "find_run"]
 
 OUTPUT_SUFFIX = ".ome.tiff"
 RUN_SUFFIX = ".run"
 NAME_MAX_BYTES = 120
+SLUG_MAX_CHARS = 40
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,44 @@ class RunFiles:
         return self.folder / "store"
 
     @property
+    def discarded(self) -> Path:
+        """The patch store while it is being removed."""
+        return self.folder / "store.discarded"
+
+    @property
+    def unsound(self) -> Path:
+        """A pyramid that did not pass its check."""
+        return self.folder / "unsound.ome.tiff"
+
+    @property
     def report(self) -> Path:
         """The report's folder."""
         return self.folder / "report"
 
+    def sweep(self) -> None:
+        """Remove what a killed run left half-written; only for the holder of the lock.
+
+        Raises
+        ------
+        OutputError
+            It cannot be removed.
+        """
+        try:
+            if self.discarded.exists():
+                shutil.rmtree(self.discarded)
+            parts = [*self.folder.glob(f".*{PART_SUFFIX}"), Path(f"{self.output}{PART_SUFFIX}")]
+            for path in (*parts, self.unsound):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"Left-overs in {self.folder} cannot be removed: {error.strerror}.",
+                hint="Choose a folder that can be written: --out DIR.",
+            ) from error
+
 
 def slug(text: str) -> str:
     """Lower-case letters and digits only: "Ki-67" becomes "ki67"."""
-    return re.sub(r"[^a-z0-9]+", "", text.lower()) or "ihc"
+    return re.sub(r"[^a-z0-9]+", "", text.lower())[:SLUG_MAX_CHARS] or "ihc"
 
 
 def safe_name(file_name: str) -> str:

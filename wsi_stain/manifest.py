@@ -192,7 +192,7 @@ class RunManifest:
                 f"Run record {path} cannot be read: {error.strerror}.",
                 hint="Give the .run folder that translate wrote.",
             ) from error
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, RecursionError, ValueError) as error:
             raise _damaged(path, error) from error
         schema = raw.get("schema") if isinstance(raw, dict) else None
         if isinstance(schema, int) and schema > MANIFEST_SCHEMA:

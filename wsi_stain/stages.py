@@ -19,9 +19,17 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from wsi_stain.bundles import bundle_digest, find_bundle
-from wsi_stain.config import BundleSpec, ClusterConfig, RunConfig, resolve_sampling
+from wsi_stain.config import (
+    BundleSpec,
+    ClusterConfig,
+    RunConfig,
+    SampleConfig,
+    StainConfig,
+    resolve_sampling,
+)
 from wsi_stain.dispatch import Executor
 from wsi_stain.doctor import package_versions
 from wsi_stain.errors import OutputError
@@ -34,9 +42,10 @@ from wsi_stain.slides.image import SlideSource
 from wsi_stain.slides.projection import PlanLimits, check
 from wsi_stain.slides.store import PatchStore
 from wsi_stain.stain.density import is_stained
+from wsi_stain.stain.doubt import doubt_he
 from wsi_stain.stain.normalize import StainTransform, fit_stain
 from wsi_stain.stain.start import StartTransform, fit_start
-from wsi_stain.stain.white import estimate_white
+from wsi_stain.stain.white import WhitePoint, estimate_white
 from wsi_stain.translate.bundle import count_cuda_devices, pick_device
 from wsi_stain.translate.worker import (
     ShardReport,
@@ -186,17 +195,21 @@ class Run:
         listener(Event("validate", "start"))
         found = validate(self.files.output, expected=expectation(self.plan))
         if not found.ok:
+            # Under its own name somebody would use it.
+            self.files.output.replace(self.files.unsound)
             raise OutputError(
                 f"{self.files.output} was written but is not sound: {'; '.join(found.problems)}.",
-                hint="Report this with the manifest beside it.",
+                hint=f"It lies in {self.files.unsound}; report this with the manifest beside it.",
             )
         listener(Event("validate", "finish"))
 
     def finish(self, *, keep_store: bool) -> dict[str, Any]:
         """Close the record; gives the summary for the terminal."""
-        if not keep_store:
-            shutil.rmtree(self.files.store)
+        # In this order a kill loses no work: a store that outlives its run only takes space.
         self.manifest.finish([self.files.output])
+        if not keep_store:
+            self.files.store.replace(self.files.discarded)
+            shutil.rmtree(self.files.discarded)
         return {
             "output": str(self.files.output),
             "run folder": str(self.files.folder),
@@ -226,8 +239,13 @@ class Run:
 def prepare(plan: SlidePlan, out: Path, config: RunConfig) -> RunFiles:
     """Make the run folder, after the plan was checked against memory, disk and existing files."""
     files = RunFiles.of(out, plan.source.path, plan.spec.marker)
-    if files.output.exists() and not config.write.overwrite:
+    if files.output.is_dir():
+        raise OutputError(f"{files.output} is a folder.", hint="Choose another one: --out DIR.")
+    if files.output.exists() and not _may_replace(plan, files, config):
         raise OutputError(f"{files.output} exists already.", hint="Use --overwrite to replace it.")
+    memory_bytes = config.cluster.memory_limit_mb * 2**20 or int(0.75 * machine_bytes())
+    there = next(path for path in files.folder.absolute().parents if path.exists())
+    check(plan.projection, PlanLimits(memory_bytes, shutil.disk_usage(there).free))
     try:
         files.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -235,18 +253,20 @@ def prepare(plan: SlidePlan, out: Path, config: RunConfig) -> RunFiles:
             f"Output folder {files.folder} cannot be made: {error.strerror}.",
             hint="Choose a folder that can be written: --out DIR.",
         ) from error
-    memory_bytes = config.cluster.memory_limit_mb * 2**20 or int(0.75 * machine_bytes())
-    free_bytes = shutil.disk_usage(files.folder).free
-    check(plan.projection, PlanLimits(memory_bytes, free_bytes))
     return files
 
 
 def begin(plan: SlidePlan, files: RunFiles, config: RunConfig, origins: Mapping[str, str]) -> Run:
     """Open the store and write the record before any work."""
+    if _may_replace(plan, files, config):
+        write = msgspec.structs.replace(config.write, overwrite=True)
+    else:
+        write = config.write
+    files.sweep()
     store = PatchStore.create(files.store, plan.grid)
     manifest = RunManifest.begin(
         files.manifest,
-        settings=msgspec.to_builtins(config),
+        settings=_settings(config),
         origins=dict(origins),
         slide=slide_facts(plan.source),
         grid_digest=plan.grid.digest,
@@ -255,29 +275,83 @@ def begin(plan: SlidePlan, files: RunFiles, config: RunConfig, origins: Mapping[
         versions=package_versions(),
     )
     he_key = digest(plan.source.digest, plan.grid.digest, plan.source.mpp_l0)
+    config = msgspec.structs.replace(config, write=write)
     return Run(plan, files, config, store, manifest, he_key)
+
+
+def _may_replace(plan: SlidePlan, files: RunFiles, config: RunConfig) -> bool:
+    """Tell whether an output that exists may go: it was said so, or a killed run left it.
+
+    A run that may not replace anything found nothing there when it began. So what is there once
+    it writes is its own, named a moment before the kill and not yet in the record.
+    """
+    if config.write.overwrite or not files.manifest.exists():
+        return config.write.overwrite
+    old = RunManifest.load(files.manifest).content
+    same = (
+        old.slide.get("digest") == plan.source.digest
+        and old.grid_digest == plan.grid.digest
+        and old.settings == _settings(config)
+    )
+    return same and old.state == "running" and any(s.name == "write" for s in old.stages)
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Give the settings for the record, as JSON gives them back, without the user's folders."""
+    settings: dict[str, Any] = json.loads(msgspec.json.encode(config))
+    return settings | {"bundle": Path(config.bundle).name}
 
 
 def fit_color(plan: SlidePlan, store: PatchStore, config: RunConfig) -> ColorFit:
     """Fit white, normalization, start image and map scale on tiles spread over the tissue."""
-    grid, spec = plan.grid, plan.spec
+    grid = plan.grid
     picks = np.unique(np.linspace(0, grid.n_tiles - 1, FIT_TILES).round().astype(int))
     he = np.stack([store.read_tile("he", int(i)) for i in picks])
     glass = estimate_white(plan.thumbnail_rgb, plan.source.background)
-    level = glass.rgb
-    tissue = is_stained(he, level)
+    return fit_pictures(he, glass, plan.spec, config.stain, config.sample)
+
+
+def fit_pictures(
+    he: NDArray[np.uint8],
+    glass: WhitePoint,
+    spec: BundleSpec,
+    config: StainConfig,
+    sample: SampleConfig,
+) -> ColorFit:
+    """Fit the color of one slide on pictures of its tissue.
+
+    Parameters
+    ----------
+    he
+        uint8 (n, h, w, 3), H&E of the slide at the model's pixel size.
+    glass
+        The slide's white.
+    spec, config, sample
+        The bundle's spec; how to fit; what is sampled (start image, gradient map).
+
+    Returns
+    -------
+    ColorFit
+        For the whole slide.
+
+    Raises
+    ------
+    NoTissueError
+        Too few stained pixels.
+    """
+    tissue = is_stained(he, glass.rgb)
     pixels = he[tissue]
-    step = max(1, len(pixels) // config.stain.fit_pixels)
-    stain = fit_stain(pixels[::step], level, spec.color, config.stain.method)
-    kind = config.sample.start_image or spec.start_image
-    start = fit_start(pixels[::step], level, stain, spec.color, kind)
-    _, guidance = resolve_sampling(spec, config.sample)
+    step = max(1, len(pixels) // config.fit_pixels)
+    stain = fit_stain(pixels[::step], glass.rgb, spec.color, config.method)
+    kind = sample.start_image or spec.start_image
+    start = fit_start(pixels[::step], glass.rgb, stain, spec.color, kind)
+    _, guidance = resolve_sampling(spec, sample)
     map_kind = (guidance or spec.guidance).gradient_map
-    notes = list(stain.notes)
+    notes = [*doubt_he(pixels[::step], glass.rgb), *stain.notes]
     if glass.origin == "background":
-        notes.append(f"Little bare glass in view: white {level} is the file's own background.")
+        notes.append(f"Little bare glass in view: white {glass.rgb} is the file's own background.")
     map_scale = measure_map_scale(start, he, tissue, map_kind)
-    return ColorFit(level, stain, start, map_scale, tuple(notes))
+    return ColorFit(glass.rgb, stain, start, map_scale, tuple(notes))
 
 
 def expectation(plan: SlidePlan) -> Expected:

@@ -6,6 +6,7 @@ In: a name or a folder. Out: a folder, a `BundleSpec`, a digest. Not here: weigh
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 
 from wsi_stain.config import BundleSpec, decode_bundle_spec
@@ -35,9 +36,10 @@ def find_bundle(name: str) -> Path:
         Neither; the shipped names are listed.
     """
     shipped = Path(__file__).parent / name
-    for folder in (shipped, Path(name)):
-        if Path(name).name and (folder / SPEC_FILE).is_file():
-            return folder.resolve()
+    with suppress(OSError):  # a name too long for a path names no bundle
+        for folder in (shipped, Path(name)):
+            if Path(name).name and (folder / SPEC_FILE).is_file():
+                return folder.resolve()
     raise BundleError(
         f"No bundle {name}: not a shipped one, and not a folder with a {SPEC_FILE}.",
         hint=f"Shipped bundles: {', '.join(list_bundles()) or 'none'}.",

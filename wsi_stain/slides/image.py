@@ -35,6 +35,7 @@ PROBE_GRID = 5
 PROBE_PX = 64
 GLASS_GREY = 140
 DARK_GREY = 60
+LARGEST_SIDE_MM = 300.0  # the largest glass slides have 150 x 200 mm
 
 _log = logging.getLogger(__name__)
 
@@ -117,6 +118,7 @@ class SlideSource:
         facts = opened.backend.facts
         try:
             mpp_l0, mpp_origin, mpp_in_file = settle(path, facts.pixel_sizes, mpp)
+            _check_extent(path, facts.size_l0, mpp_l0)
             source = cls(
                 path=path,
                 format=facts.format,
@@ -344,6 +346,17 @@ def _srgb_transform(path: Path, icc: bytes | None) -> ImageCms.ImageCmsTransform
     except (ImageCms.PyCMSError, OSError) as error:
         _log.warning("%s: its color profile cannot be used (%s); colors stay raw", path, error)
         return None
+
+
+def _check_extent(path: Path, size_l0: Size, mpp_l0: float) -> None:
+    """Refuse a slide that no microscope could hold: its size or its pixel size is wrong."""
+    width_mm, height_mm = (side_px * mpp_l0 / 1e3 for side_px in size_l0)
+    if max(width_mm, height_mm) > LARGEST_SIDE_MM:
+        raise SlideError(
+            f"Slide {path} would be {width_mm:.0f} x {height_mm:.0f} mm large, {size_l0} of "
+            f"{mpp_l0:.4g} um.",
+            hint="If its pixel size is wrong, give the true one: --mpp 0.25",
+        )
 
 
 def _clamp(start: int, length: int, side: int) -> tuple[int, int, tuple[int, int]]:

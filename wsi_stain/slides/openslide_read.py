@@ -6,6 +6,7 @@ use. The label and macro pictures are never read: they may name a patient.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,7 +27,7 @@ from wsi_stain.slides.slide_facts import (
     check_sizes,
     true_downsample,
 )
-from wsi_stain.slides.tiff_read import TiffBackend, TiffPageReader, is_tiff
+from wsi_stain.slides.tiff_read import DAMAGE, TiffBackend, TiffPageReader, is_tiff
 
 __all__ = ["OpenSlideBackend", "open_backend"]
 
@@ -77,7 +78,10 @@ class OpenSlideBackend:
         if self.facts.format in ("aperio", "generic-tiff"):
             with ExitStack() as on_error:
                 on_error.callback(self.close)
-                self._open_direct(sizes, cache_mb)
+                try:
+                    self._open_direct(sizes, cache_mb)
+                except DAMAGE as error:
+                    raise _damaged(path, error) from error
                 on_error.pop_all()
 
     def read(self, level: int, region: Region) -> Pixels:
@@ -173,10 +177,14 @@ def _tiff_kind(path: Path) -> str:
             if file.is_ome:
                 return "ome"
             return "vendor" if any(getattr(file, flag) for flag in _VENDOR_ONLY) else "plain"
-    except (tifffile.TiffFileError, ValueError, IndexError, OSError) as error:
-        raise SlideError(
-            f"Slide {path} is a damaged TIFF: {_one_line(error)}.", hint="Copy it again."
-        ) from error
+    except DAMAGE as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> SlideError:
+    if isinstance(error, SlideError):
+        return error
+    return SlideError(f"Slide {path} is a damaged TIFF: {_one_line(error)}.", hint="Copy it again.")
 
 
 def _refused(path: Path, error: Exception, tiff: str) -> SlideError:
@@ -244,11 +252,12 @@ def _pixel_sizes(properties: Mapping[str, str]) -> list[PixelSize]:
 
 def _number(properties: Mapping[str, str], name: str) -> float | None:
     try:
-        return float(properties[name].replace(",", "."))
+        value = float(properties[name].replace(",", "."))
     except KeyError:
         return None
     except ValueError:  # a vendor's "N/A" is as good as nothing
         return None
+    return value if math.isfinite(value) else None
 
 
 def _grow(region: Region, margin_px: int) -> Region:

@@ -25,6 +25,9 @@ from wsi_stain.slides.mask import TissueMask
 __all__ = ["TileGrid", "plan_tiles"]
 
 GRID_SCHEMA = 1
+# What a header or table that is not ours makes json, numpy and arithmetic raise.
+_DAMAGE = (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError)
+_DAMAGE += (RecursionError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,9 +131,10 @@ class TileGrid:
             header = json.loads(path.read_text(encoding="utf-8"))
             table = np.load(path.with_suffix(".npy"), allow_pickle=False)
             grid = cls._from_parts(header, table)
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            stated = header["digest"], header["schema"]
+        except _DAMAGE as error:
             raise PlanError(f"Tile grid {path} cannot be read: {error}.", hint=hint) from error
-        if grid.digest != header["digest"] or header["schema"] != GRID_SCHEMA:
+        if stated != (grid.digest, GRID_SCHEMA):
             raise PlanError(f"Tile grid {path} is damaged: its digest differs.", hint=hint)
         return grid
 

@@ -29,6 +29,10 @@ __all__ = ["ARRAYS", "ArrayName", "PatchStore"]
 
 ArrayName = Literal["he", "ihc"]
 ARRAYS: tuple[ArrayName, ...] = ("he", "ihc")
+# What zarr makes of metadata that are not there, cut or changed.
+_DAMAGE = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+_OWN_NAMES = frozenset({*ARRAYS, "done", "grid.json", "grid.npy"})
+_LEFT_OVERS = ("*.partial", "*.part")
 
 
 class PatchStore:
@@ -155,7 +159,7 @@ class PatchStore:
             n_bytes = self._shard_file(name, shard).stat().st_size
         except FileNotFoundError:
             return False
-        except ValueError:  # a marker that is not JSON vouches for nothing
+        except (OSError, RecursionError, ValueError):  # a marker that is not JSON says nothing
             return False
         if not isinstance(record, dict) or record.get("key") != key:
             return False
@@ -180,7 +184,7 @@ class PatchStore:
             raise OutputError(f"Store {self.path}: shard {shard} of {name} was never written.")
         try:
             return np.asarray(self._array(name)[where])
-        except (OSError, ValueError, RuntimeError, IndexError) as error:
+        except _DAMAGE as error:
             raise OutputError(
                 f"Store {self.path}: shard {shard} of {name} is damaged: {error}.",
                 hint="Run the same command again: it is made anew.",
@@ -208,23 +212,30 @@ class PatchStore:
 
 def _prepare(path: Path, grid: TileGrid) -> None:
     header = path / "grid.json"
-    if path.exists() and not header.exists() and any(path.iterdir()):
+    # A kill may leave any part of a store, also one without its header; strange names are not ours.
+    if path.exists() and not header.exists() and _holds_other_files(path):
         raise OutputError(
             f"Store {path} cannot be made: the folder holds other files.",
             hint="Give a new or an empty work folder.",
         )
-    if header.exists() and _digest_of(header) != grid.digest:
+    if _digest_of(header) != grid.digest:
         for name in (*ARRAYS, "done"):
             if (path / name).exists():
                 shutil.rmtree(path / name)
-        header.unlink()
+        header.unlink(missing_ok=True)
     for name in ARRAYS:
+        _create_array(path, name, grid)
         (path / "done" / name).mkdir(parents=True, exist_ok=True)
-        _create_array(path / name, grid)
-    for partial in path.rglob("*.partial"):
-        partial.unlink()
+    for pattern in _LEFT_OVERS:
+        for left_over in path.rglob(pattern):
+            left_over.unlink()
     if not header.exists():
         grid.save(header)
+
+
+def _holds_other_files(path: Path) -> bool:
+    names = [entry.name for entry in path.iterdir() if not entry.name.endswith(".part")]
+    return not _OWN_NAMES.issuperset(names)
 
 
 def _digest_of(header: Path) -> str:
@@ -234,12 +245,16 @@ def _digest_of(header: Path) -> str:
         return ""
 
 
-def _create_array(path: Path, grid: TileGrid) -> None:
-    if (path / "zarr.json").exists():
+def _create_array(path: Path, name: ArrayName, grid: TileGrid) -> None:
+    """Make an array; one that is there stays if it is sound, else it goes with its markers."""
+    if _fits(path / name, grid):
         return
+    for folder in (path / "done" / name, path / name):
+        if folder.exists():
+            shutil.rmtree(folder)
     tile = (grid.tile_px, grid.tile_px, 3)
     zarr.create_array(
-        path,
+        path / name,
         shape=(grid.n_tiles, *tile),
         dtype=np.uint8,
         chunks=(1, *tile),
@@ -247,6 +262,23 @@ def _create_array(path: Path, grid: TileGrid) -> None:
         compressors=None,
         filters=None,
         fill_value=0,
+    )
+
+
+def _fits(path: Path, grid: TileGrid) -> bool:
+    """Tell whether an array's metadata can be read and are those that `grid` asks for."""
+    try:
+        array = zarr.open_array(path, mode="r")
+    except _DAMAGE:
+        return False
+    tile = (grid.tile_px, grid.tile_px, 3)
+    return (
+        array.shape == (grid.n_tiles, *tile)
+        and array.dtype == np.uint8
+        and array.chunks == (1, *tile)
+        and array.shards == (grid.shard_tiles, *tile)
+        and not array.compressors
+        and not array.filters
     )
 
 

@@ -10,8 +10,10 @@ shift by a fraction of a pixel.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
+import struct
 from collections import OrderedDict
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,12 +27,29 @@ from wsi_stain.geometry import Region, Size
 from wsi_stain.slides.pixel_size import PixelSize, from_power, from_resolution
 from wsi_stain.slides.slide_facts import Level, Pixels, SlideFacts, true_downsample
 
-__all__ = ["TiffBackend", "TiffPageReader", "is_tiff"]
+__all__ = ["DAMAGE", "TiffBackend", "TiffPageReader", "is_tiff"]
+
+# What is wrong with a file becomes an error of ours; tifffile's own lines would come on top of it
+# and may quote tags. Whoever wants them sets up logging.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 LARGEST_SEGMENT_BYTES = 256 * 2**20
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NOT_SLIDES = frozenset({"label", "macro", "thumbnail", "overview", "map"})
-_DAMAGE = (tifffile.TiffFileError, ValueError, IndexError, TypeError, OSError)
+# What tifffile and its codecs raise on tags and tiles that make no sense.
+DAMAGE = (
+    tifffile.TiffFileError,
+    struct.error,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+_NUMBER = r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?"
 _UM = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
 
 
@@ -60,13 +79,13 @@ class TiffPageReader:
     def __init__(
         self, page: tifffile.TiffPage, background: tuple[int, int, int], cache_bytes: int
     ) -> None:
+        _check_page(page)
         self._page = page
         self._background = np.array(background, np.uint8)
         self._cache: OrderedDict[int, Pixels] = OrderedDict()
         height_px, width_px = page.chunks[0], page.chunks[1]
         self._tile_hw = (int(height_px), int(width_px))
         self._n_kept = max(2, cache_bytes // (3 * int(height_px) * int(width_px)))
-        _check_page(page)
 
     def read(self, region: Region) -> Pixels:
         """Read a region that lies inside the page, as uint8 (h, w, 3) RGB."""
@@ -103,7 +122,7 @@ class TiffPageReader:
             options = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
         try:
             segment, _, _ = page.decode(data, index, **options)
-        except (RuntimeError, ValueError, TypeError) as error:
+        except DAMAGE as error:
             raise SlideError(
                 f"Slide {name} is damaged: tile {index} of the {page.imagewidth} x "
                 f"{page.imagelength} px level cannot be decoded ({_one_line(error)}).",
@@ -133,20 +152,23 @@ class TiffBackend:
     def __init__(self, path: Path, cache_mb: int) -> None:
         try:
             self._file = tifffile.TiffFile(path)
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise _unreadable(path, error) from error
         with ExitStack() as on_error:
             on_error.callback(self._file.close)
             try:
-                pages = [level.keyframe for level in _largest_series(path, self._file).levels]
-            except _DAMAGE as error:
+                self._read_structure(path, cache_mb)
+            except DAMAGE as error:
                 raise _unreadable(path, error) from error
-            self.facts = _facts(self._file, pages)
-            self._readers = [
-                TiffPageReader(page, self.facts.background, cache_mb * 2**20 // len(pages))
-                for page in pages
-            ]
             on_error.pop_all()
+
+    def _read_structure(self, path: Path, cache_mb: int) -> None:
+        pages = [level.keyframe for level in _largest_series(path, self._file).levels]
+        self.facts = _facts(self._file, pages)
+        self._readers = [
+            TiffPageReader(page, self.facts.background, cache_mb * 2**20 // len(pages))
+            for page in pages
+        ]
 
     def read(self, level: int, region: Region) -> Pixels:
         """Read a region that lies inside a level, as uint8 (h, w, 3) RGB."""
@@ -192,6 +214,10 @@ def _one_line(error: BaseException) -> str:
 
 def _largest_series(path: Path, file: tifffile.TiffFile) -> tifffile.TiffPageSeries:
     """Choose the slide among a file's pictures; label and macro may name a patient."""
+    # tifffile takes a tile's size where a page says 0, and the series is then another picture.
+    first = file.pages.first
+    if not all(first.tags.valueof(code) for code in (256, 257)):
+        raise SlideError(f"Slide {path} is damaged: its first picture has no size.")
     pictures = [series for series in file.series if series.name.lower() not in _NOT_SLIDES]
     if not pictures:
         raise SlideError(f"Slide {path} holds no picture.")
@@ -213,6 +239,7 @@ def _check_page(page: tifffile.TiffPage) -> None:
             f"Slide {name} is not RGB: its colors are {page.photometric!r}, "
             f"{page.samplesperpixel} samples per pixel."
         )
+    _check_pieces(page, name, size)
     segment_bytes = 3 * page.chunks[0] * page.chunks[1]
     if segment_bytes > LARGEST_SEGMENT_BYTES:
         raise SlideError(
@@ -235,6 +262,24 @@ def _check_page(page: tifffile.TiffPage) -> None:
         )
 
 
+def _check_pieces(page: tifffile.TiffPage, name: str, size: Size) -> None:
+    """Refuse a page whose list of pieces does not fit its size: either may be wrong."""
+    if page.is_tiled:
+        across, down = page.tilewidth, page.tilelength
+    else:
+        across, down = page.imagewidth, min(page.rowsperstrip, page.imagelength)
+    if 0 in (*size, across, down):
+        raise SlideError(f"Slide {name} is damaged: pieces of {across} x {down} px in {size}.")
+    expected = -(-size.width_px // across) * -(-size.height_px // down)
+    listed = (len(page.dataoffsets), len(page.databytecounts))
+    if listed != (expected, expected):
+        raise SlideError(
+            f"Slide {name} is damaged: a level of {size} needs {expected} pieces of "
+            f"{across} x {down} px, {listed[0]} places and {listed[1]} lengths are listed.",
+            hint="Copy it again, or check it with its scanner's viewer.",
+        )
+
+
 def _page_pixel_sizes(page: tifffile.TiffPage) -> list[PixelSize]:
     tags = [page.tags.get(code) for code in (282, 283, 296)]
     if any(tag is None for tag in tags):
@@ -250,7 +295,7 @@ def _ome_pixel_sizes(file: tifffile.TiffFile) -> list[PixelSize]:
     sides: list[float] = []
     text = pixels.group() if pixels else ""
     for axis in "XY":
-        size = re.search(rf'\bPhysicalSize{axis}="([\d.eE+-]+)"', text)
+        size = re.search(rf'\bPhysicalSize{axis}="({_NUMBER})"', text)
         unit = re.search(rf'\bPhysicalSize{axis}Unit="([^"]*)"', text)
         um_per_unit = _UM.get(unit.group(1) if unit else "µm")
         if size and um_per_unit:
@@ -259,5 +304,5 @@ def _ome_pixel_sizes(file: tifffile.TiffFile) -> list[PixelSize]:
 
 
 def _ome_power(file: tifffile.TiffFile) -> float | None:
-    power = re.search(r'\bNominalMagnification="([\d.]+)"', file.ome_metadata or "")
+    power = re.search(rf'\bNominalMagnification="({_NUMBER})"', file.ome_metadata or "")
     return float(power.group(1)) if power else None

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from wsi_stain.config import TrainConfig
-from wsi_stain.errors import ConfigError, DeviceError
+from wsi_stain.errors import ConfigError, DeviceError, OutputError
 from wsi_stain.manifest import Event, Listener
 
 __all__ = ["Stage", "fit", "load_average"]
@@ -94,6 +94,8 @@ def fit(
         The folder's checkpoint cannot be read, or is of another stage or net.
     DeviceError
         The loss is not finite; the checkpoint on disk is the last good one.
+    OutputError
+        A checkpoint cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = _resume(stage, config, folder)
@@ -192,8 +194,14 @@ def _save(stage: Stage, config: TrainConfig, state: _State, folder: Path) -> Non
         "stage": config.stage,
     }
     part = folder / (CHECKPOINT + ".part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, meta)
-    os.replace(part, folder / CHECKPOINT)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, meta)
+        os.replace(part, folder / CHECKPOINT)
+    except (SafetensorError, OSError) as error:
+        raise OutputError(
+            f"Checkpoint {folder / CHECKPOINT} cannot be written: {error}.",
+            hint="Is the disk full? The checkpoint before it is still there.",
+        ) from error
 
 
 def _resume(stage: Stage, config: TrainConfig, folder: Path) -> _State:

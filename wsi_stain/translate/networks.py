@@ -19,6 +19,9 @@ from wsi_stain.config import CriticSpec, HeadsSpec, NetSpec
 __all__ = ["ContrastHeads", "Critic", "ScoreNet", "count_parameters"]
 
 
+MAX_AMPLITUDE = 20.0
+
+
 class PositionNorm(nn.Module):
     """Layer norm over the channels of each position, (B, C, H, W) in and out.
 
@@ -114,6 +117,10 @@ class ScoreNet(nn.Module):
         self.tail = nn.Conv2d(chans[0], packed, 3, padding=1)
         nn.init.zeros_(self.tail.weight)
         nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]
+        self.bypass = nn.Conv2d(chans[0] + packed, packed, 3, padding=1)
+        self.gain = nn.Linear(width, packed)
+        nn.init.zeros_(self.gain.weight)
+        nn.init.zeros_(self.gain.bias)
         mean = torch.tensor(spec.data_mean).view(1, 3, 1, 1)
         self.mean: torch.Tensor
         self.register_buffer("mean", mean, persistent=False)
@@ -159,14 +166,25 @@ class ScoreNet(nn.Module):
     def inner(self, x: torch.Tensor, log_noise: torch.Tensor) -> torch.Tensor:
         """Run the UNet F on a scaled input; float32 out."""
         level = self.level(log_noise).to(self._dtype())
-        skips, h = self._encode(x, level)
+        packed = self._pack(x)
+        skips, h = self._encode(packed, level)
         h = self.middle(h, level)
         for i in reversed(range(len(self.up))):
             h = _run(self.up[i], torch.cat([h, skips[i]], dim=1), level)
             if i:
                 h = F.interpolate(self.grow[i - 1](h), scale_factor=2.0, mode="nearest")
         out = self.tail(F.silu(self.norm_out(h)))
+        out = out + self._amplitude(level, log_noise) * self.bypass(torch.cat([h, packed], dim=1))
         return F.pixel_shuffle(out, self.spec.unshuffle_px).float()
+
+    def _amplitude(self, level: torch.Tensor, log_noise: torch.Tensor) -> torch.Tensor:
+        """Scale the linear way from input to output, (B, packed, 1, 1).
+
+        At low noise F is nearly the noise itself, ``sd / g`` times larger than in the scaled
+        input, and norms over channels forget amplitudes: this way around them keeps it.
+        """
+        scale = (self.spec.data_sd * torch.exp(-log_noise)).clamp(max=MAX_AMPLITUDE)
+        return (self.gain(level) * scale.to(level.dtype)[:, None])[:, :, None, None]
 
     def features(
         self, y_t: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor
@@ -175,13 +193,17 @@ class ScoreNet(nn.Module):
         z, g = _center(y_t, alpha, sigma, self.mean)
         total = torch.sqrt(g**2 + self.spec.data_sd**2)
         scaled = y_t if self.spec.predict == "noise" else z / total
-        return self._encode(scaled, self.level(torch.log(sigma / alpha)).to(self._dtype()))[0]
+        level = self.level(torch.log(sigma / alpha)).to(self._dtype())
+        return self._encode(self._pack(scaled), level)[0]
+
+    def _pack(self, x: torch.Tensor) -> torch.Tensor:
+        packed = F.pixel_unshuffle(x, self.spec.unshuffle_px).to(self._dtype())
+        return packed.contiguous(memory_format=torch.channels_last)
 
     def _encode(
-        self, x: torch.Tensor, level: torch.Tensor
+        self, packed: torch.Tensor, level: torch.Tensor
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        packed = F.pixel_unshuffle(x, self.spec.unshuffle_px).to(self._dtype())
-        h = self.head(packed.contiguous(memory_format=torch.channels_last))
+        h = self.head(packed)
         skips = []
         for i, stack in enumerate(self.down):
             h = _run(stack, self.shrink[i - 1](h) if i else h, level)

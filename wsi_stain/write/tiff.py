@@ -157,7 +157,7 @@ def _working_file(part: Path, source: _Guarded) -> Iterator[None]:
         if ours and error is not source.error:
             raise OutputError(
                 f"{part} cannot be written: {cast(OSError, error).strerror or error}.",
-                hint="Free disk space or choose another folder with --output.",
+                hint="Free disk space or choose another folder with --out.",
             ) from error
         raise
 

@@ -14,6 +14,7 @@
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
   const panes = ["he", "ihc"].map(makePane);
   let leader = panes[0];
+  let isWhole = true; // until someone moves or zooms: a new window size then shows the whole slide again
 
   function makePane(stain) {
     const pane = at(stain);
@@ -42,14 +43,17 @@
     });
     viewer.canvas.setAttribute("aria-label", `${pane.getAttribute("aria-label")}: arrow keys move, plus and minus zoom`);
     viewer.canvas.setAttribute("role", "application");
-    const made = { stain, pane, viewer, drawing: draw(pane), positive: null };
+    const made = { stain, pane, viewer, drawing: draw(pane), positive: null, fields: [], showsFields: false };
     for (const event of ["canvas-press", "canvas-scroll", "canvas-pinch", "canvas-key"]) {
-      viewer.addHandler(event, () => { leader = made; });
+      viewer.addHandler(event, () => { leader = made; isWhole = false; });
     }
     viewer.addHandler("open", () => addPictures(made));
     viewer.addHandler("viewport-change", () => { if (made === leader) follow(); });
     viewer.addHandler("update-viewport", () => place(made));
-    viewer.addHandler("resize", () => place(made));
+    // The viewer restores its zoom right after this event, so wait until it is through.
+    viewer.addHandler("after-resize", () => queueMicrotask(() => {
+      if (isWhole) viewer.viewport.goHome(true);
+    }));
     return made;
   }
 
@@ -58,13 +62,21 @@
     if (data.reduction > 1) {
       for (const field of data.fields) {
         const [x, y, width] = field.box;
-        made.viewer.addSimpleImage({ url: field[made.stain], x: x / widthOut, y: y / widthOut, width: width / widthOut });
+        made.viewer.addSimpleImage({
+          url: field[made.stain], x: x / widthOut, y: y / widthOut, width: width / widthOut, opacity: 0,
+          success: (event) => { made.fields.push(event.item); showFields(made, made.showsFields); },
+        });
       }
     }
     made.viewer.addSimpleImage({
       url: "positive.png", x: 0, y: 0, width: data.overlay_width, opacity: 0,
       success: (event) => { made.positive = event.item; showPositive(); },
     });
+  }
+
+  function showFields(made, isClose) {
+    made.showsFields = isClose;
+    for (const item of made.fields) item.setOpacity(isClose ? 1 : 0);
   }
 
   function draw(pane) {
@@ -88,7 +100,8 @@
     }
   }
 
-  function place({ pane, viewer, drawing }) {
+  function place(made) {
+    const { pane, viewer, drawing } = made;
     if (!viewer.isOpen()) return;
     const viewport = viewer.viewport;
     const corner = viewport.pixelFromPoint(new OpenSeadragon.Point(0, 0), true);
@@ -96,6 +109,9 @@
     const transform = `translate(${corner.x} ${corner.y}) scale(${perOut})`;
     drawing.tissue.setAttribute("transform", transform);
     drawing.doubts.setAttribute("transform", transform);
+    // Far away the whole slide is sharper: a field would be shrunk without smoothing.
+    const isClose = perOut * data.reduction > 1;
+    if (isClose !== made.showsFields) showFields(made, isClose);
     drawScale(pane.querySelector(".scale"), data.mpp / perOut);
   }
 
@@ -129,8 +145,9 @@
     at("beside").setAttribute("aria-pressed", String(!isSwipe));
   }
 
-  function lead(action) {
+  function lead(action, showsWhole = false) {
     leader = panes[0];
+    isWhole = showsWhole;
     const viewport = leader.viewer.viewport;
     action(viewport);
     viewport.applyConstraints();
@@ -140,7 +157,7 @@
   at("swipe").addEventListener("click", () => setMode(true));
   at("closer").addEventListener("click", () => lead((viewport) => viewport.zoomBy(1.6)));
   at("wider").addEventListener("click", () => lead((viewport) => viewport.zoomBy(1 / 1.6)));
-  at("whole").addEventListener("click", () => lead((viewport) => viewport.goHome()));
+  at("whole").addEventListener("click", () => lead((viewport) => viewport.goHome(), true));
   at("show-tissue").addEventListener("change", showLayers);
   at("show-doubts").addEventListener("change", showLayers);
   at("show-positive").addEventListener("change", showPositive);
@@ -152,6 +169,7 @@
       stage.scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "center" });
     });
   }
+  window.report = { viewers: panes.map(({ viewer }) => viewer) }; // for a look from the console
   // A browser may restore ticks and the slider when the page is loaded again.
   stage.style.setProperty("--cut", at("cut").value / 1000);
   showLayers();

@@ -1,0 +1,285 @@
+"""The page in a real browser: from disk, no request, no error, both pictures as one."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import shutil
+import subprocess
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+from tornado.httpclient import AsyncHTTPClient
+from tornado.websocket import WebSocketClientConnection, websocket_connect
+
+from wsi_stain.evaluate.report import write_report
+
+MakeRun = Callable[..., Path]
+Visit = Callable[["Tab"], Awaitable[None]]
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+SIZES = {"laptop": (1366, 900), "tablet": (820, 1180), "phone": (390, 844)}
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-port=0",
+)
+STATE = """report.viewers.map(v => [v.viewport.getZoom(true), v.viewport.getCenter(true).x,
+    v.viewport.getCenter(true).y])"""
+SHOWN = "report.viewers.every(v => v.isOpen() && v.world.getItemAt(0).getFullyLoaded())"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
+]
+
+
+class Tab:
+    """A browser tab, driven by the DevTools protocol."""
+
+    def __init__(self, socket: WebSocketClientConnection) -> None:
+        self._socket = socket
+        self._n_calls = 0
+        self.events: list[dict[str, Any]] = []
+
+    async def call(self, method: str, **params: Any) -> dict[str, Any]:
+        self._n_calls += 1
+        message = {"id": self._n_calls, "method": method, "params": params}
+        await self._socket.write_message(json.dumps(message))
+        while True:
+            data = await asyncio.wait_for(self._socket.read_message(), 60)
+            assert data is not None, "the browser went away"
+            answer: dict[str, Any] = json.loads(data)
+            if answer.get("id") == self._n_calls:
+                assert "error" not in answer, answer
+                result: dict[str, Any] = answer["result"]
+                return result
+            self.events.append(answer)
+
+    async def js(self, code: str) -> Any:
+        result = await self.call("Runtime.evaluate", expression=code, returnByValue=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    async def wait(self, code: str) -> None:
+        for _ in range(200):
+            if await self.js(code):
+                return
+            await asyncio.sleep(0.1)
+        raise AssertionError(f"never true: {code}")
+
+    async def open(self, page: Path, size: tuple[int, int]) -> None:
+        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1}
+        await self.call("Emulation.setDeviceMetricsOverride", **metrics, mobile=size[0] < 500)
+        await self.call("Page.navigate", url=page.as_uri())
+        await self.wait(f"window.report !== undefined && {SHOWN}")
+        await asyncio.sleep(0.5)
+
+    async def screenshot(self) -> npt.NDArray[np.uint8]:
+        data = base64.b64decode((await self.call("Page.captureScreenshot"))["data"])
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        assert pixels is not None
+        return np.asarray(pixels, np.uint8)
+
+    def faults(self) -> list[str]:
+        """List all that a page on disk must not do."""
+        found = []
+        for event in self.events:
+            method, params = event["method"], event["params"]
+            if method == "Network.requestWillBeSent":
+                url = params["request"]["url"]
+                found += [] if url.startswith(("file:", "data:")) else [url]
+            elif method in (
+                "Log.entryAdded",
+                "Network.loadingFailed",
+                "Runtime.consoleAPICalled",
+                "Runtime.exceptionThrown",
+            ):
+                found.append(json.dumps(params))
+        return found
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory, make_run: MakeRun) -> Path:
+    return write_report(make_run(tmp_path_factory.mktemp("browser")))
+
+
+def browse(profile: Path, visit: Visit) -> None:
+    """Start a browser of our own, let `visit` drive a tab, stop it."""
+    assert CHROMIUM is not None
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as browser:
+        try:
+            assert browser.stderr is not None
+            port = next(
+                line.rsplit(":", 1)[1].split("/")[0]
+                for line in browser.stderr
+                if "DevTools listening" in line
+            )
+            asyncio.run(_drive(port, visit))
+        finally:
+            browser.terminate()
+
+
+async def _drive(port: str, visit: Visit) -> None:
+    answer = await AsyncHTTPClient().fetch(f"http://127.0.0.1:{port}/json/list")
+    [target] = [each for each in json.loads(answer.body) if each["type"] == "page"]
+    socket = await websocket_connect(target["webSocketDebuggerUrl"], max_message_size=1 << 28)
+    tab = Tab(socket)
+    try:
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            await tab.call(f"{domain}.enable")
+        await visit(tab)
+    finally:
+        socket.close()
+
+
+def test_page_is_clean_and_not_too_wide_when_opened_from_disk(page: Path, tmp_path: Path) -> None:
+    async def visit(tab: Tab) -> None:
+        for size in SIZES.values():
+            await tab.open(page, size)
+            assert await tab.js("document.documentElement.scrollWidth") <= size[0]
+            picture = await tab.screenshot()
+            pink = (picture[..., 0] > 170) & (picture[..., 1] < 160) & (picture[..., 2] > 120)
+            assert pink.sum() > 1000, "no H&E in sight"
+            box = await tab.js(
+                "document.querySelector('.statement').getBoundingClientRect().toJSON()"
+            )
+            assert box["top"] == 0
+            await tab.js("window.scrollTo(0, 1e6)")
+            box = await tab.js(
+                "document.querySelector('.statement').getBoundingClientRect().toJSON()"
+            )
+            assert box["top"] == 0
+        assert tab.faults() == []
+
+    browse(tmp_path, visit)
+
+
+def test_faults_are_seen_when_planted(page: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(page.parent, bad)
+    html = (bad / "index.html").read_text(encoding="utf-8")
+    planted = '<img src="http://127.0.0.1:9/x.png"><script>boom()</script></body>'
+    (bad / "index.html").write_text(html.replace("</body>", planted), encoding="utf-8")
+
+    async def visit(tab: Tab) -> None:
+        await tab.open(bad / "index.html", SIZES["laptop"])
+        found = "\n".join(tab.faults())
+        assert "127.0.0.1:9" in found
+        # The page's own policy stops both before anything leaves the machine.
+        assert "Content Security Policy" in found
+
+    browse(tmp_path / "profile", visit)
+
+
+def test_both_pictures_move_as_one_when_one_is_zoomed(page: Path, tmp_path: Path) -> None:
+    async def visit(tab: Tab) -> None:
+        await tab.open(page, SIZES["laptop"])
+        home = await tab.js(STATE)
+        for x_px in (350, 1000):  # over the H&E, then over the virtual stain
+            before = await tab.js(STATE)
+            wheel = {"type": "mouseWheel", "x": x_px, "y": 500, "deltaX": 0, "deltaY": -240}
+            await tab.call("Input.dispatchMouseEvent", **wheel)
+            await asyncio.sleep(1.0)
+            after = await tab.js(STATE)
+            assert after[0][0] > 1.1 * before[0][0]
+            np.testing.assert_allclose(after[0], after[1], rtol=1e-6)
+        await tab.js("document.getElementById('whole').click()")
+        await asyncio.sleep(1.0)
+        np.testing.assert_allclose(await tab.js(STATE), home, rtol=1e-3)
+
+    browse(tmp_path, visit)
+
+
+def test_keys_move_the_picture_and_the_border_when_used(page: Path, tmp_path: Path) -> None:
+    async def press(tab: Tab, key: str, code: int) -> None:
+        for kind in ("keyDown", "keyUp"):
+            await tab.call(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code
+            )
+        await asyncio.sleep(0.8)
+
+    async def visit(tab: Tab) -> None:
+        await tab.open(page, SIZES["laptop"])
+        await tab.js("document.getElementById('closer').click()")
+        await asyncio.sleep(0.8)
+        before = await tab.js(STATE)
+        await tab.js("report.viewers[1].canvas.focus()")
+        await press(tab, "ArrowRight", 39)
+        after = await tab.js(STATE)
+        assert after[1][1] > before[1][1]
+        np.testing.assert_allclose(after[0], after[1], rtol=1e-6)
+
+        await tab.js("document.getElementById('swipe').click()")
+        await tab.js("document.getElementById('cut').focus()")
+        await press(tab, "ArrowLeft", 37)
+        cut = await tab.js(
+            "getComputedStyle(document.getElementById('stage')).getPropertyValue('--cut')"
+        )
+        assert float(cut) == pytest.approx(0.499)
+
+    browse(tmp_path, visit)
+
+
+def test_swipe_shows_one_stain_on_each_side_when_switched_on(page: Path, tmp_path: Path) -> None:
+    async def visit(tab: Tab) -> None:
+        await tab.open(page, SIZES["laptop"])
+        await tab.js("document.getElementById('swipe').click()")
+        await asyncio.sleep(1.5)
+        states = await tab.js(STATE)
+        np.testing.assert_allclose(states[0], states[1], rtol=1e-6)
+        picture = (await tab.screenshot())[220:820].astype(int)
+        redness = (picture[..., 0] - picture[..., 1] > 40).sum(axis=0)
+        middle = picture.shape[1] // 2
+        assert redness[: middle - 20].sum() > 5000, "the H&E's pink on the left"
+        assert redness[middle + 20 :].sum() < 0.02 * redness.sum(), "none on the right"
+
+    browse(tmp_path, visit)
+
+
+def test_overlays_appear_when_ticked(page: Path, tmp_path: Path) -> None:
+    async def visit(tab: Tab) -> None:
+        await tab.open(page, SIZES["laptop"])
+        before = (await tab.screenshot()).astype(int)
+        for name in ("positive", "tissue"):
+            await tab.js(f"document.getElementById('show-{name}').click()")
+            await asyncio.sleep(0.8)
+            after = (await tab.screenshot()).astype(int)
+            assert (np.abs(after - before)[220:820].max(axis=-1) > 40).sum() > 500, name
+            before = after
+
+    browse(tmp_path, visit)
+
+
+def test_fields_lie_over_a_reduced_slide_when_near(
+    tmp_path: Path, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsi_stain.write.overview.choose_reduction", lambda size: 4)
+    page = write_report(make_run(tmp_path / "out"))
+    n_fields = "document.querySelectorAll('[data-field]').length"
+    opacities = "report.viewers.map(v => v.world.getItemAt(1).getOpacity())"
+
+    async def visit(tab: Tab) -> None:
+        await tab.open(page, SIZES["phone"])
+        await tab.wait(f"report.viewers.every(v => v.world.getItemCount() === 2 + {n_fields})")
+        assert await tab.js(opacities) == [0, 0]
+        await tab.js("document.querySelector('[data-field]').click()")
+        await asyncio.sleep(1.5)
+        assert await tab.js(opacities) == [1, 1]
+        states = await tab.js(STATE)
+        np.testing.assert_allclose(states[0], states[1], rtol=1e-6)
+        assert tab.faults() == []
+
+    browse(tmp_path / "profile", visit)
