@@ -266,7 +266,7 @@ def test_overlays_appear_when_ticked(page: Path, tmp_path: Path) -> None:
 def test_fields_lie_over_a_reduced_slide_when_near(
     tmp_path: Path, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsi_stain.write.overview.choose_reduction", lambda size: 4)
+    monkeypatch.setattr("wsi_stain.write.overview.choose_reduction", lambda size: 2)
     page = write_report(make_run(tmp_path / "out"))
     n_fields = "document.querySelectorAll('[data-field]').length"
     opacities = "report.viewers.map(v => v.world.getItemAt(1).getOpacity())"

@@ -10,6 +10,7 @@ slides would be no stranger.
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,12 +32,17 @@ __all__ = ["Expected", "Validation", "validate"]
 
 Pixels = npt.NDArray[np.uint8]
 
+# What it finds becomes a problem of ours; tifffile's own lines would come on top of it.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
 # What tifffile and the codecs raise on a damaged file (the codecs' errors are RuntimeErrors).
 DAMAGE = (
     tifffile.TiffFileError,
     struct.error,
-    IndexError,
-    KeyError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
     OSError,
     RuntimeError,
     TypeError,
@@ -111,6 +117,8 @@ def validate(path: Path, *, expected: Expected | None = None) -> Validation:
     """
     asked = expected or Expected()
     facts: dict[str, Any] = {"path": str(path)}
+    if path.exists() and not path.is_file():  # a pipe would block for ever
+        return Validation(False, ("it is no file, but a folder, a pipe or a device",), facts)
     try:
         with tifffile.TiffFile(path) as tiff:
             problems = _look(path, tiff, asked, facts)

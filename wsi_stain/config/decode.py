@@ -1,0 +1,162 @@
+"""Decoding: TOML recipes, bundle headers, flags. `msgspec` checks; this words the errors.
+
+In: files, flags. Out: settings. Not here: the settings themselves.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from wsi_stain.config.bundle import BUNDLE_SCHEMA, BundleSpec
+from wsi_stain.config.run import RunConfig
+from wsi_stain.config.values import Settings
+from wsi_stain.errors import BundleError, ConfigError, WsiStainError
+
+T = TypeVar("T", bound=Settings)
+
+
+def load_recipe(path: Path, kind: type[T]) -> tuple[T, dict[str, Any]]:
+    """Read a TOML recipe.
+
+    Parameters
+    ----------
+    path
+        TOML file.
+    kind
+        `RunConfig` or `TrainConfig`.
+
+    Returns
+    -------
+    tuple
+        The settings, and the raw nested mapping of what the file sets.
+
+    Raises
+    ------
+    ConfigError
+        Not readable, not TOML, unknown key (the nearest known one is named) or bad value.
+    """
+    try:
+        raw = msgspec.toml.decode(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"Recipe {path} cannot be read: {error.strerror}.") from error
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise ConfigError(f"Recipe {path} is not valid TOML: {error}") from error
+    return _convert(raw, kind, f"Recipe {path}", ConfigError), raw
+
+
+def decode_bundle_spec(data: bytes, source: str) -> BundleSpec:
+    """Decode `bundle.json`.
+
+    Parameters
+    ----------
+    data
+        UTF-8 JSON.
+    source
+        File name for error messages.
+
+    Raises
+    ------
+    BundleError
+        Not JSON, made by a later version, or a field is unknown or out of bounds.
+    """
+    try:
+        raw = msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise BundleError(f"{source} is not valid JSON: {error}") from error
+    schema = raw.get("schema") if isinstance(raw, dict) else None
+    if isinstance(schema, int) and schema > BUNDLE_SCHEMA:
+        raise BundleError(
+            f"{source} has schema {schema}; this version reads up to {BUNDLE_SCHEMA}.",
+            hint="Install a newer wsi-stain.",
+        )
+    return _convert(raw, BundleSpec, source, BundleError)
+
+
+def resolve_run_config(
+    flags: dict[str, Any], recipe: Path | None = None
+) -> tuple[RunConfig, dict[str, str]]:
+    """Settle a run's settings: flags beat the recipe, the recipe beats defaults.
+
+    Parameters
+    ----------
+    flags
+        Dotted names to values, for example ``{"write.quality": 85}``; `None` means not given.
+    recipe
+        TOML file, or none.
+
+    Returns
+    -------
+    tuple
+        The settings, and the origin ("flag" or "recipe") of every value that is not a default.
+
+    Raises
+    ------
+    ConfigError
+        Unknown key or bad value, with its origin named.
+    """
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    if recipe is not None:
+        _, merged = load_recipe(recipe, RunConfig)
+        origins = dict.fromkeys(_dotted(merged), "recipe")
+    for name, value in flags.items():
+        if value is None:
+            continue
+        *parents, leaf = name.split(".")
+        node = merged
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+        origins[name] = "flag"
+    return _convert(merged, RunConfig, "Settings", ConfigError), origins
+
+
+def _dotted(node: dict[str, Any], prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for key, value in node.items():
+        names += _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+    return names
+
+
+def _convert(raw: Any, kind: type[T], source: str, error_class: type[WsiStainError]) -> T:
+    try:
+        if endless := _not_finite(raw):
+            # Bounds let them through: no comparison with nan is ever true.
+            raise error_class(f"{source}: {endless[0]} is not a finite number.")
+        return msgspec.convert(raw, kind)
+    except (msgspec.ValidationError, OverflowError, RecursionError) as error:
+        raise error_class(f"{source}: {error}.", hint=_nearest(str(error), kind)) from error
+
+
+def _not_finite(node: Any, name: str = "$") -> list[str]:
+    """Name the values that are nan or infinite."""
+    if isinstance(node, dict):
+        return [found for key in node for found in _not_finite(node[key], f"{name}.{key}")]
+    if isinstance(node, list | tuple):
+        return [found for item in node for found in _not_finite(item, name)]
+    return [name] if isinstance(node, float) and not math.isfinite(node) else []
+
+
+def _nearest(text: str, kind: type[Settings]) -> str:
+    """Name the known key that comes nearest to an unknown one."""
+    match = re.search(r"unknown field `(.+?)`", text)
+    if match is None:
+        return ""
+    close = difflib.get_close_matches(match.group(1), sorted(_field_names(kind)), n=1, cutoff=0.5)
+    return f"Did you mean `{close[0]}`?" if close else ""
+
+
+def _field_names(kind: type[Settings]) -> set[str]:
+    names: set[str] = set()
+    for field in msgspec.structs.fields(kind):
+        names.add(field.name)
+        for part in getattr(field.type, "__args__", (field.type,)):
+            if isinstance(part, type) and issubclass(part, Settings):
+                names |= _field_names(part)
+    return names

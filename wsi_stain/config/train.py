@@ -1,0 +1,75 @@
+"""What a user may set for a training stage.
+
+In: nothing. Out: `TrainConfig` and its parts. Not here: decoding.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from wsi_stain.config.bundle import CriticSpec, HeadsSpec, NetSpec
+from wsi_stain.config.values import (
+    Count,
+    Fraction,
+    Mpp,
+    NonNegative,
+    Positive,
+    Rgb,
+    Seed,
+    Settings,
+)
+
+
+class DataConfig(Settings, frozen=True, kw_only=True):
+    """Where training images lie and how they are cut and varied.
+
+    `manifest` is a CSV with at least the columns path, split and those named in `where`.
+    """
+
+    root: str
+    manifest: str = "manifest.csv"
+    where: dict[str, list[str]] = msgspec.field(default_factory=dict)
+    folders: tuple[str, ...] = ()
+    mpp: Mpp = 0.5
+    crop_px: Annotated[int, msgspec.Meta(ge=32, le=2048, multiple_of=16)] = 256
+    scale_jitter: Fraction = 0.2
+    stain_jitter: Fraction = 0.05
+    weights: dict[str, Positive] = msgspec.field(
+        default_factory=dict
+    )  # folder -> weight per pixel, default 1
+    white_target: Rgb = (243.0, 243.0, 244.0)  # where the brightest 2 % of an image go
+    whites: dict[str, Rgb] = msgspec.field(
+        default_factory=dict
+    )  # folder -> another target, for fields that show no glass
+
+
+class TrainConfig(Settings, frozen=True, kw_only=True):
+    """One training stage."""
+
+    stage: Literal["score", "mine", "refine"]
+    bundle: str
+    name: str = "ki67"
+    marker: str = "Ki-67"
+    data: DataConfig
+    samples: Count = 160_000
+    batch: Count = 4
+    lr: Positive = 1e-4
+    warmup_samples: NonNegative = 2_000
+    ema_decay: Fraction = 0.9995
+    weight_decay: NonNegative = 0.01
+    grad_clip: Positive = 1.0
+    focus_step: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 330
+    last_step: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 600
+    focus_fraction: Fraction = 0.85
+    seed: Seed = 0
+    threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0  # 0: all cores
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    checkpoint_every: Count = 2_000  # samples
+    evaluate_every: Count = 8_000  # samples
+    net: NetSpec = NetSpec()
+    critic: CriticSpec = CriticSpec()
+    heads: HeadsSpec = HeadsSpec()
+    gradient_map: Literal["sobel", "ngf", "dog", "smooth"] = "sobel"
+    map_floor_step: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 20
