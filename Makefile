@@ -45,7 +45,7 @@ format: .venv/lint.stamp
 	$(BIN)/ruff format
 
 bench: .venv/test.stamp .venv/bench.stamp
-	$(BIN)/python -m pytest tests/benchmarks -m "" -s -p no:randomly
+	@set -e; for bench in tests/benchmarks/bench_*.py; do $(BIN)/python "$$bench"; done
 
 clean:
 	rm -rf .venv $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \

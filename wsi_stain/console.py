@@ -30,7 +30,7 @@ from wsi_stain.manifest import Event
 __all__ = ["ProgressDisplay", "print_error", "print_facts", "print_table"]
 
 STAGE_NAMES = {
-    "open": "open slide",
+    "run": "note",
     "plan": "find tissue, plan",
     "fill": "read patches",
     "fit": "fit colour",

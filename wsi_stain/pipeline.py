@@ -68,8 +68,12 @@ def translate_slide(
     plan = plan_slide(path, config, listener)
     with plan.source:
         files = stages.prepare(plan, out, config)
-        with OutputLock(files.lock), open_executor(config.cluster, stages.cuda_devices) as executor:
+        with (
+            OutputLock(files.lock) as lock,
+            open_executor(config.cluster, stages.cuda_devices) as executor,
+        ):
             run = stages.begin(plan, files, config, origins or {})
+            run.remark(lock.note, listener)
             run.fill(executor, listener)
             run.fit(listener)
             run.translate(executor, listener)

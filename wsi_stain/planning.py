@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_stain.bundles import find_bundle, read_spec
+from wsi_stain.cluster import available_cores
 from wsi_stain.config import BundleSpec, ClusterConfig, RunConfig, resolve_sampling
 from wsi_stain.geometry import Scale, choose_scale
 from wsi_stain.manifest import Event, Listener, ignore
@@ -22,7 +23,7 @@ from wsi_stain.slides.mask import TissueMask, find_tissue
 from wsi_stain.slides.plan import TileGrid, plan_tiles
 from wsi_stain.slides.projection import PlanProjection, Speeds, project
 
-__all__ = ["SlidePlan", "cpu_cores", "machine_bytes", "plan_slide", "slide_facts"]
+__all__ = ["SlidePlan", "machine_bytes", "plan_slide", "slide_facts"]
 
 # Seconds per 256 px tile, step and worker: what a laptop core or a data-center GPU gives.
 STEP_TILE_S = {"cpu": 0.08, "cuda": 0.0005}
@@ -134,7 +135,7 @@ def project_plan(grid: TileGrid, spec: BundleSpec, config: RunConfig) -> PlanPro
     """Project memory, disk and time of a plan on this machine."""
     solver, guidance = resolve_sampling(spec, config.sample)
     n_devices = nvidia_devices(config.cluster)
-    n_workers = config.cluster.workers or n_devices or cpu_cores()
+    n_workers = config.cluster.workers or n_devices or available_cores()
     cost = (
         STEP_TILE_S["cuda" if n_devices else "cpu"]
         * (GUIDED_COST if guidance else 1.0)
@@ -177,11 +178,6 @@ def nvidia_devices(config: ClusterConfig) -> int:
     if config.device == "cpu":
         return 0
     return sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia*"))
-
-
-def cpu_cores() -> int:
-    """Count the cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def machine_bytes() -> int:

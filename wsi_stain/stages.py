@@ -122,6 +122,12 @@ class Run:
     ihc_key: str = ""
     devices: set[str] = field(default_factory=set)
 
+    def remark(self, text: str, listener: Listener) -> None:
+        """Tell a person something, now and in the record; an empty text is nothing."""
+        if text:
+            self.manifest.note(text)
+            listener(Event("run", "note", text=text))
+
     def fill(self, executor: Executor, listener: Listener) -> None:
         """Read the patches."""
         task = FillTask(self.plan.source, self.files.store, self.he_key)
@@ -133,8 +139,7 @@ class Run:
         listener(Event("fit", "start"))
         self.color = fit_color(self.plan, self.store, self.config)
         for text in self.color.notes:
-            self.manifest.note(text)
-            listener(Event("fit", "note", text=text))
+            self.remark(text, listener)
         self.ihc_key = digest(
             self.he_key,
             self.color.numbers(),

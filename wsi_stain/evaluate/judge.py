@@ -255,7 +255,7 @@ def _record(bench: Bench, rows: Sequence[Row]) -> bytes:
             for file in bench.files
         ],
         "split_unit": "slide or patient by group_pattern, else folder",
-        "settings": msgspec.to_builtins(bench.config),
+        "settings": msgspec.to_builtins(bench.config) | {"bundle": bench.bundle["name"]},
         "seconds": round(sum(row.seconds for row in rows), 1),
         "machine": {"platform": platform.platform(), "cpu_cores": os.cpu_count()},
         "versions": package_versions(),

