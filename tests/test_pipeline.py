@@ -132,7 +132,7 @@ def test_manifest_tells_what_was_done_and_no_path(
     assert str(synthetic_slide.parent) not in result.files.manifest.read_text()
     assert not result.files.store.exists()
     ended = {event.stage for event in events if event.kind == "finish"}
-    assert ended == {"plan", "fill", "fit", "translate", "write", "validate"}
+    assert ended == {"plan", "fill", "overview", "fit", "translate", "write", "validate"}
 
 
 class Stop(Exception):

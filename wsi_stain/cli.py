@@ -198,12 +198,13 @@ def validate(tiff: Path, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("run", type=SLIDE)
+@click.option("--slide", type=SLIDE, help="The H&E slide, where the run kept no pictures of it.")
 @click.option("--open", "show", is_flag=True, help="Open the page in the browser.")
-def report(run: Path, show: bool) -> None:
+def report(run: Path, slide: Path | None, show: bool) -> None:
     """Write the HTML page of a run: H&E beside virtual IHC, numbers, provenance."""
     from wsi_stain.evaluate.report import write_report
 
-    page = write_report(run)
+    page = write_report(run, slide=slide)
     click.echo(str(page))
     if show:
         click.launch(page.as_uri())

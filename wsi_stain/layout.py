@@ -4,7 +4,7 @@ In: output folder, slide name, marker. Out: paths. Not here: writing (but left-o
 
 ```
 out/<slide>_<marker>.ome.tiff
-out/<slide>_<marker>.run/   manifest.json  lock  grid/  store/  report/
+out/<slide>_<marker>.run/   manifest.json  lock  store/  he/  report/
 ```
 """
 
@@ -36,7 +36,7 @@ class RunFiles:
     output
         The pyramid.
     folder
-        The run folder: manifest, lock, grid, patch store, report.
+        The run folder: manifest, lock, patch store, H&E pictures, report.
     """
 
     output: Path
@@ -68,11 +68,6 @@ class RunFiles:
         return self.folder / "lock"
 
     @property
-    def grid(self) -> Path:
-        """The saved grid."""
-        return self.folder / "grid"
-
-    @property
     def store(self) -> Path:
         """The patch store."""
         return self.folder / "store"
@@ -86,6 +81,11 @@ class RunFiles:
     def unsound(self) -> Path:
         """A pyramid that did not pass its check."""
         return self.folder / "unsound.ome.tiff"
+
+    @property
+    def he(self) -> Path:
+        """The folder of H&E pictures that the report needs."""
+        return self.folder / "he"
 
     @property
     def report(self) -> Path:

@@ -75,6 +75,7 @@ def translate_slide(
             run = stages.begin(plan, files, config, origins or {})
             run.remark(lock.note, listener)
             run.fill(executor, listener)
+            run.keep_he(listener)
             run.fit(listener)
             run.translate(executor, listener)
             run.write(listener)

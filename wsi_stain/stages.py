@@ -52,6 +52,7 @@ from wsi_stain.translate.worker import (
     TranslateTask,
     measure_map_scale,
 )
+from wsi_stain.write.overview import keep_he
 from wsi_stain.write.stitch import stitch_bands
 from wsi_stain.write.tiff import write_pyramid
 from wsi_stain.write.validate import Expected, validate
@@ -133,6 +134,13 @@ class Run:
         task = FillTask(self.plan.source, self.files.store, self.he_key)
         pending = self.store.pending("he", self.he_key, verify=True)
         self._dispatch("fill", executor, task, pending, listener)
+
+    def keep_he(self, listener: Listener) -> None:
+        """Keep a small H&E picture for the report, which must work without the slide."""
+        listener(Event("overview", "start"))
+        source, scale, mask = self.plan.source, self.plan.grid.scale, self.plan.mask
+        keep_he(source, scale, mask, self.files.he, marker=self.plan.spec.marker)
+        listener(Event("overview", "finish"))
 
     def fit(self, listener: Listener) -> None:
         """Fit the color, once for the slide."""

@@ -153,4 +153,9 @@ def _changed(settings: S, changes: dict[str, Any]) -> S:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"; did you mean `{close[0]}`?" if close else ""
             raise ValueError(f"{type(settings).__name__} has no `{name}`{hint}")
-    return msgspec.convert(known | changes, type(settings))
+    try:
+        return msgspec.convert(known | changes, type(settings))
+    except msgspec.ValidationError as error:
+        # As a ValueError it is worded anew with the place in the recipe.
+        text = str(error).replace("`$.", f"`{type(settings).__name__}.")
+        raise ValueError(text) from error
