@@ -211,6 +211,17 @@ class RunManifest:
         """Stages in the order they were started."""
         return self.content.stages
 
+    def was_writing(self, slide_digest: str, grid_digest: str, settings: Mapping[str, Any]) -> bool:
+        """Tell whether this very work was stopped while, or after, it wrote its output."""
+        old = self.content
+        same = (old.slide.get("digest"), old.grid_digest) == (slide_digest, grid_digest)
+        return (
+            same
+            and old.settings == settings
+            and old.state == "running"
+            and self._find("write") is not None
+        )
+
     def record(self, **facts: Any) -> None:
         """Set fields that become known during the run: stain, devices, flags, notes.
 

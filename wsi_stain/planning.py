@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_stain.bundles import find_bundle, read_spec
+from wsi_stain.bundles import check_files, find_bundle, read_spec
 from wsi_stain.cluster import available_cores
 from wsi_stain.config import BundleSpec, ClusterConfig, RunConfig, resolve_sampling
 from wsi_stain.geometry import Scale, choose_scale
@@ -88,7 +88,9 @@ def plan_slide(path: Path, config: RunConfig, listener: Listener = ignore) -> Sl
     SlideError, MppUnknownError, NoTissueError, PlanError, BundleError
         Each with the next thing to do.
     """
-    spec = read_spec(find_bundle(config.bundle))
+    folder = find_bundle(config.bundle)
+    spec = read_spec(folder)
+    check_files(folder, spec)
     listener(Event("plan", "start"))
     source = SlideSource.open(path, mpp=config.slide.mpp, cache_mb=config.slide.cache_mb)
     try:

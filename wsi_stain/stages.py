@@ -19,16 +19,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from wsi_stain.bundles import bundle_digest, find_bundle
 from wsi_stain.config import (
     BundleSpec,
     ClusterConfig,
     RunConfig,
-    SampleConfig,
-    StainConfig,
-    resolve_sampling,
 )
 from wsi_stain.dispatch import Executor
 from wsi_stain.doctor import package_versions
@@ -43,14 +39,12 @@ from wsi_stain.slides.projection import PlanLimits, check
 from wsi_stain.slides.store import PatchStore
 from wsi_stain.stain.density import is_stained
 from wsi_stain.stain.doubt import doubt_he
-from wsi_stain.stain.normalize import StainTransform, fit_stain
-from wsi_stain.stain.start import StartTransform, fit_start
-from wsi_stain.stain.white import WhitePoint, estimate_white
+from wsi_stain.stain.white import estimate_white
 from wsi_stain.translate.bundle import count_cuda_devices, pick_device
+from wsi_stain.translate.fit import ColorFit, fit_pictures
 from wsi_stain.translate.worker import (
     ShardReport,
     TranslateTask,
-    measure_map_scale,
 )
 from wsi_stain.write.overview import keep_he
 from wsi_stain.write.stitch import stitch_bands
@@ -73,40 +67,6 @@ class FillTask:
     def __call__(self, shard: int) -> int:
         """Fill one shard; gives its number of tiles."""
         return fill_shard(self.source, PatchStore.open(self.store), shard, self.key)
-
-
-@dataclass(frozen=True)
-class ColorFit:
-    """All that is fitted once per slide.
-
-    Attributes
-    ----------
-    white
-        The slide's glass, grey levels.
-    stain
-        Normalization of the H&E.
-    start
-        Start image.
-    map_scale
-        99th percentile of the gradient map over tissue.
-    notes
-        Doubts a person should hear of.
-    """
-
-    white: tuple[float, float, float]
-    stain: StainTransform
-    start: StartTransform
-    map_scale: float
-    notes: tuple[str, ...] = ()
-
-    def numbers(self) -> dict[str, Any]:
-        """Plain numbers for the manifest and for keys."""
-        return {
-            "white": list(self.white),
-            "stain": msgspec.to_builtins(self.stain),
-            "start": msgspec.to_builtins(self.start),
-            "map_scale": self.map_scale,
-        }
 
 
 @dataclass
@@ -146,7 +106,7 @@ class Run:
         """Fit the color, once for the slide."""
         listener(Event("fit", "start"))
         self.color = fit_color(self.plan, self.store, self.config)
-        for text in self.color.notes:
+        for text in (*self.plan.source.notes, *self.color.notes):
             self.remark(text, listener)
         self.ihc_key = digest(
             self.he_key,
@@ -300,13 +260,9 @@ def _may_replace(plan: SlidePlan, files: RunFiles, config: RunConfig) -> bool:
     """
     if config.write.overwrite or not files.manifest.exists():
         return config.write.overwrite
-    old = RunManifest.load(files.manifest).content
-    same = (
-        old.slide.get("digest") == plan.source.digest
-        and old.grid_digest == plan.grid.digest
-        and old.settings == _settings(config)
+    return RunManifest.load(files.manifest).was_writing(
+        plan.source.digest, plan.grid.digest, _settings(config)
     )
-    return same and old.state == "running" and any(s.name == "write" for s in old.stages)
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
@@ -322,49 +278,6 @@ def fit_color(plan: SlidePlan, store: PatchStore, config: RunConfig) -> ColorFit
     he = np.stack([store.read_tile("he", int(i)) for i in picks])
     glass = estimate_white(plan.thumbnail_rgb, plan.source.background)
     return fit_pictures(he, glass, plan.spec, config.stain, config.sample)
-
-
-def fit_pictures(
-    he: NDArray[np.uint8],
-    glass: WhitePoint,
-    spec: BundleSpec,
-    config: StainConfig,
-    sample: SampleConfig,
-) -> ColorFit:
-    """Fit the color of one slide on pictures of its tissue.
-
-    Parameters
-    ----------
-    he
-        uint8 (n, h, w, 3), H&E of the slide at the model's pixel size.
-    glass
-        The slide's white.
-    spec, config, sample
-        The bundle's spec; how to fit; what is sampled (start image, gradient map).
-
-    Returns
-    -------
-    ColorFit
-        For the whole slide.
-
-    Raises
-    ------
-    NoTissueError
-        Too few stained pixels.
-    """
-    tissue = is_stained(he, glass.rgb)
-    pixels = he[tissue]
-    step = max(1, len(pixels) // config.fit_pixels)
-    stain = fit_stain(pixels[::step], glass.rgb, spec.color, config.method)
-    kind = sample.start_image or spec.start_image
-    start = fit_start(pixels[::step], glass.rgb, stain, spec.color, kind)
-    _, guidance = resolve_sampling(spec, sample)
-    map_kind = (guidance or spec.guidance).gradient_map
-    notes = [*doubt_he(pixels[::step], glass.rgb), *stain.notes]
-    if glass.origin == "background":
-        notes.append(f"Little bare glass in view: white {glass.rgb} is the file's own background.")
-    map_scale = measure_map_scale(start, he, tissue, map_kind)
-    return ColorFit(glass.rgb, stain, start, map_scale, tuple(notes))
 
 
 def expectation(plan: SlidePlan) -> Expected:

@@ -15,6 +15,7 @@ import torch
 
 from wsi_stain.config import BundleSpec, ColorReference, NetSpec, resolve_run_config
 from wsi_stain.errors import BundleError, NoTissueError
+from wsi_stain.evaluate.metrics_null import null_blur
 from wsi_stain.evaluate.paint import ModelPainter, NullPainter
 from wsi_stain.evaluate.pairs import Subject, find_images, load_subject
 from wsi_stain.evaluate.recipe import EvaluateConfig, NullRow
@@ -106,7 +107,7 @@ def test_image_is_painted_as_a_slide_is_translated(
     made = paint(settings(image), bundle)
     # The two see their glass on different pixels; well inside the tissue it plays no part.
     inside = cv2.erode(is_stained(picture, (243.0,) * 3, 0.5).astype(np.uint8), np.ones((11, 11)))
-    assert inside.mean() > 0.2
+    assert inside.mean() > 0.1
     np.testing.assert_array_equal(made[inside > 0], expected[inside > 0])
 
 
@@ -207,11 +208,12 @@ def test_recolor_row_takes_the_palettes_colors_and_keeps_glass(subject: Subject)
 
 def test_blur_row_is_the_recolored_one_with_less_detail(subject: Subject) -> None:
     sharp, soft = null("null-recolor").paint(subject), null("null-blur").paint(subject)
-    assert (
-        np.abs(np.diff(soft.astype(int), axis=1)).mean()
-        < 0.6 * np.abs(np.diff(sharp.astype(int), axis=1)).mean()
-    )
-    assert abs(float(soft.mean()) - float(sharp.mean())) < 2.0
+    # Glass is laid over after the blur, so they agree where no glass is within its reach.
+    stained = is_stained(subject.he, subject.glass.rgb, 0.3).astype(np.uint8)
+    inside = cv2.erode(stained, np.ones((25, 25))) > 0
+    assert inside.mean() > 0.02
+    np.testing.assert_array_equal(soft[inside], null_blur(sharp, 2.0)[inside])
+    assert (soft != sharp)[inside].mean() > 0.5
 
 
 def test_mean_row_is_flat_in_tissue(subject: Subject) -> None:

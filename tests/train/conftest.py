@@ -35,3 +35,9 @@ def _draw(seed: int, side_px: int = 160) -> TrainImage:
 def tissue() -> ImageSet:
     """Three drawn images of 160 px, crops of 96 px."""
     return ImageSet([_draw(seed) for seed in range(3)], DataConfig(root=".", crop_px=96))
+
+
+@pytest.fixture(scope="session")
+def tissue_144(tissue: ImageSet) -> ImageSet:
+    """The same with crops of 144 px: the smallest in which the critic finds far places."""
+    return ImageSet(tissue.images, DataConfig(root=".", crop_px=144))

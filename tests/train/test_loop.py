@@ -41,7 +41,7 @@ class Line:
         """Squared error of one batch."""
         x = torch.from_numpy(rng.standard_normal((8, 1))).float()
         self.calls += 1
-        errors = (self.net(x) - 2.0 * x - 1.0).square()
+        errors: torch.Tensor = (self.net(x) - 2.0 * x - 1.0).square()
         return errors * float("nan") if self.calls == self.fail_at else errors
 
     def evaluate(self) -> dict[str, float]:
@@ -85,12 +85,12 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", ["score", "noise", "mine", "smile"])
 def test_resumed_run_is_bit_equal_when_stopped_half_way(
-    kind: str, config: TrainConfig, tissue: ImageSet, tmp_path: Path
+    kind: str, config: TrainConfig, tissue_144: ImageSet, tmp_path: Path
 ) -> None:
     def build() -> Stage:
         if kind in ("score", "noise"):
-            return ScoreStage(config, tissue, tissue, CPU)
-        return MineStage(config, tissue, tissue, CPU)
+            return ScoreStage(config, tissue_144, tissue_144, CPU)
+        return MineStage(config, tissue_144, tissue_144, CPU)
 
     if kind == "noise":
         config = structs.replace(config, net=structs.replace(config.net, predict="noise"))

@@ -30,7 +30,7 @@ DATA = """
 [data]
 root = "{root}"
 where = {{ stain = ["IHC"] }}
-crop_px = 96
+crop_px = 144
 mpp = 0.7
 [net]
 channels = [16, 16]

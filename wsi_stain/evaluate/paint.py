@@ -24,15 +24,17 @@ from wsi_stain.evaluate.recipe import EvaluateConfig, NullRow, Variant, vary_spe
 from wsi_stain.geometry import Scale
 from wsi_stain.slides.mask import TissueMask
 from wsi_stain.slides.plan import TileGrid, plan_tiles
-from wsi_stain.stages import ColorFit, fit_pictures
 from wsi_stain.stain.density import glass_alpha, is_stained
 from wsi_stain.translate.bundle import ModelBundle
+from wsi_stain.translate.fit import ColorFit, fit_pictures
 from wsi_stain.translate.worker import TranslateTask, translate_tiles
 from wsi_stain.write.stitch import stitch_bands
 
 __all__ = ["ModelPainter", "NullPainter", "Painter", "translate_picture"]
 
 Rgb8 = NDArray[np.uint8]
+
+NULL_FIT_PIXELS = 100_000
 
 
 class Painter(Protocol):
@@ -203,6 +205,7 @@ class NullPainter:
                 f"{subject.file.path}: {len(pixels)} stained pixels are too few to recolor.",
                 hint="Leave this image out.",
             )
+        pixels = pixels[:: max(1, len(pixels) // NULL_FIT_PIXELS)]
         recolor = fit_recolor(pixels, self.palette, white, self.target_white)
         picture = null_recolor(he, recolor)
         return null_blur(picture, self.blur_px) if self.row == "null-blur" else picture

@@ -23,9 +23,9 @@ from wsi_stain.config import ColorReference, Rgb
 from wsi_stain.errors import ConfigError
 from wsi_stain.evaluate.recipe import EvaluateConfig, ImageChoice, ImageGroup
 from wsi_stain.geometry import Region, Scale, Size, choose_scale
-from wsi_stain.stages import ColorFit
 from wsi_stain.stain.density import is_stained
 from wsi_stain.stain.white import WhitePoint, estimate_white
+from wsi_stain.translate.fit import ColorFit
 
 __all__ = ["ImageFile", "Subject", "find_images", "load_subject", "palette_pixels"]
 

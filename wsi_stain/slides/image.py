@@ -8,7 +8,6 @@ slide's own background. Not here: tissue, tiles, stores; which library opens wha
 from __future__ import annotations
 
 import io
-import logging
 import math
 import os
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from wsi_stain.geometry import Region, Scale, Size
 from wsi_stain.slides.identity import check_file, content_digest
 from wsi_stain.slides.openslide_read import open_backend
 from wsi_stain.slides.pixel_size import settle
-from wsi_stain.slides.slide_facts import Level, Pixels
+from wsi_stain.slides.slide_facts import Level, Pixels, SlideFacts
 
 __all__ = ["Level", "Pixels", "SlideSource"]
 
@@ -36,8 +35,6 @@ PROBE_PX = 64
 GLASS_GREY = 140
 DARK_GREY = 60
 LARGEST_SIDE_MM = 300.0  # the largest glass slides have 150 x 200 mm
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +63,8 @@ class SlideSource:
         Whether pixels are converted to sRGB by the slide's own profile.
     digest
         SHA-256, hex, of size and samples of the content.
+    notes
+        What a person should know of the pixels, one line each.
 
     Notes
     -----
@@ -86,6 +85,7 @@ class SlideSource:
     background: Pixels
     has_icc: bool
     digest: str
+    notes: tuple[str, ...]
     _reader: _Reader = field(repr=False)
 
     @classmethod
@@ -134,6 +134,7 @@ class SlideSource:
                 ).reshape(3),
                 has_icc=opened.transform is not None,
                 digest=digest,
+                notes=tuple(_notes(facts, opened.transform is not None)),
                 _reader=reader,
             )
             source._check_brightfield()
@@ -324,7 +325,7 @@ class _Opened:
     def __init__(self, path: Path, cache_mb: int) -> None:
         self.pid = os.getpid()
         self.backend = open_backend(path, cache_mb)
-        self.transform = _srgb_transform(path, self.backend.facts.icc)
+        self.transform = _srgb_transform(self.backend.facts.icc)
 
     def to_srgb(self, pixels: Pixels) -> Pixels:
         if self.transform is None:
@@ -334,8 +335,8 @@ class _Opened:
         return np.asarray(picture)
 
 
-def _srgb_transform(path: Path, icc: bytes | None) -> ImageCms.ImageCmsTransform | None:
-    """Build the transform from the slide's profile to sRGB; a broken profile is told and left."""
+def _srgb_transform(icc: bytes | None) -> ImageCms.ImageCmsTransform | None:
+    """Build the transform from the slide's profile to sRGB; none where the profile is broken."""
     if icc is None:
         return None
     try:
@@ -343,9 +344,18 @@ def _srgb_transform(path: Path, icc: bytes | None) -> ImageCms.ImageCmsTransform
         intent = ImageCms.Intent(ImageCms.getDefaultIntent(profile))
         srgb = ImageCms.createProfile("sRGB")
         return ImageCms.buildTransform(profile, srgb, "RGB", "RGB", intent)
-    except (ImageCms.PyCMSError, OSError) as error:
-        _log.warning("%s: its color profile cannot be used (%s); colors stay raw", path, error)
+    except (ImageCms.PyCMSError, OSError):  # a note of the slide says so
         return None
+
+
+def _notes(facts: SlideFacts, has_transform: bool) -> Iterator[str]:
+    if facts.missing_pieces:
+        yield (
+            f"{facts.missing_pieces} tiles of the largest level are missing in the slide: they are "
+            "read from a smaller level, or as background."
+        )
+    if facts.icc is not None and not has_transform:
+        yield "The slide's color profile cannot be used: its colors stay raw."
 
 
 def _check_extent(path: Path, size_l0: Size, mpp_l0: float) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,12 @@ def open_backend(path: Path, cache_mb: int) -> Backend:
         slide = openslide.OpenSlide(path)
     except (openslide.OpenSlideError, openslide.OpenSlideUnsupportedFormatError) as error:
         if tiff == "plain":
-            return _checked(path, TiffBackend(path, cache_mb))
+            # It words what is wrong better than OpenSlide; but what is wrong for OpenSlide alone,
+            # as a lost directory, is wrong for us.
+            backend = _checked(path, TiffBackend(path, cache_mb))
+            if _lacks_format(error):
+                return backend
+            backend.close()
         raise _refused(path, error, tiff) from error
     return _checked(path, OpenSlideBackend(path, slide, cache_mb))
 
@@ -137,6 +143,13 @@ class OpenSlideBackend:
             for page in file.pages
             if isinstance(page, tifffile.TiffPage) and _is_direct(page)
         }
+        missing = [
+            page.databytecounts.count(0)
+            for page in file.pages
+            if isinstance(page, tifffile.TiffPage)
+            and (page.imagewidth, page.imagelength) == sizes[0]
+        ]
+        self.facts = replace(self.facts, missing_pieces=max(missing, default=0))
         if all(size in pages for size in sizes):
             self._direct = [
                 TiffPageReader(pages[size], self.facts.background, cache_mb * 2**20 // len(sizes))
@@ -185,6 +198,11 @@ def _damaged(path: Path, error: Exception) -> SlideError:
     if isinstance(error, SlideError):
         return error
     return SlideError(f"Slide {path} is a damaged TIFF: {_one_line(error)}.", hint="Copy it again.")
+
+
+def _lacks_format(error: openslide.OpenSlideError) -> bool:
+    unknown = isinstance(error, openslide.OpenSlideUnsupportedFormatError)
+    return unknown or "compression" in str(error)
 
 
 def _refused(path: Path, error: Exception, tiff: str) -> SlideError:

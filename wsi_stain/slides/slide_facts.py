@@ -50,6 +50,8 @@ class SlideFacts:
         RGB of where nothing was scanned, 0..255.
     icc
         Color profile, or `None`; empty where there is one that cannot be parsed.
+    missing_pieces
+        Tiles of the largest level that the file leaves out.
     """
 
     format: str
@@ -60,6 +62,7 @@ class SlideFacts:
     objective_power: float | None
     background: tuple[int, int, int]
     icc: bytes | None
+    missing_pieces: int = 0
 
 
 class Backend(Protocol):

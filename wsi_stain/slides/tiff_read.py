@@ -200,6 +200,7 @@ def _facts(file: tifffile.TiffFile, pages: list[tifffile.TiffPage]) -> SlideFact
         objective_power=power,
         background=(255, 255, 255),
         icc=bytes(icc.value) if icc is not None else None,
+        missing_pieces=pages[0].databytecounts.count(0),
     )
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from wsi_stain.config import TrainConfig
 from wsi_stain.train.data import ImageSet
 from wsi_stain.train.score import HELD_OUT_STEPS
-from wsi_stain.translate.guidance import gradient_map, roll_offsets
+from wsi_stain.translate.guidance import gradient_map, inner_positions, roll_offsets
 from wsi_stain.translate.networks import Critic
 from wsi_stain.translate.noise import Schedule
 
@@ -106,14 +106,16 @@ def pair_scores(
     Returns
     -------
     tuple
-        joint (B h w,) and marginal (k, B h w), nats.
+        joint (n,) and marginal (k, n), nats; n counts the inner positions of all images.
 
     Notes
     -----
     The map is the anchor: a map's place meets rolled places of the picture. Anchored on the
     picture, InfoNCE would fix the score only up to a function of the picture, whose gradient
-    would be arbitrary guidance (METHOD, section 4).
+    would be arbitrary guidance (METHOD, section 4). Positions that see the padding are left out:
+    they tell their place without any structure.
     """
+    a, b = inner_positions(a), inner_positions(b)
     side = a.shape[-1]
     place = torch.arange(side * side, device=a.device).view(side, side)
     offsets = roll_offsets(side, critic.spec.negatives, reach)

@@ -29,11 +29,18 @@ __all__ = [
     "Sum",
     "contrast_loss",
     "gradient_map",
+    "inner_positions",
     "roll_offsets",
 ]
 
 PATCH_OVERLAP = 32.0
 """Each pixel lies in (45 / 8)^2 of the critic's fields of view: a patch sum counts it so often."""
+EDGE_POSITIONS = 3
+"""Positions along a border whose field of view (44 px) reaches over it and meets the padding.
+
+The critic can tell these places by the padding alone: on blank pictures, where the truth is 0, it
+then reads 1.6 nats.
+"""
 CELL_PX = 16
 """Contrast positions are the centers of 16 px cells, which lie at the same places in any tile."""
 _LUMA = (0.299, 0.587, 0.114)
@@ -146,10 +153,10 @@ class MutualInformation:
         picture_noise = self._log_noise(state.t, state.y_t)
         map_noise = self._log_noise(max(state.t, self.spec.map_floor_step), state.y_t)
         with torch.no_grad():
-            a = self.critic.embed_map(state.g_t, map_noise)
+            a = inner_positions(self.critic.embed_map(_mirrored(state.g_t), map_noise))
         with torch.enable_grad():
             y_t = state.y_t.detach().clone().requires_grad_(True)
-            b = self.critic.embed_picture(y_t, picture_noise)
+            b = inner_positions(self.critic.embed_picture(_mirrored(y_t), picture_noise))
             total = self.energy(a, b)
             (gradient,) = torch.autograd.grad(total, y_t)
         return gradient * (factor / PATCH_OVERLAP)
@@ -176,6 +183,17 @@ class MutualInformation:
 
     def _log_noise(self, t: int, like: torch.Tensor) -> torch.Tensor:
         return torch.full((len(like),), -self.schedule.half_log_snr(t), device=like.device)
+
+
+def _mirrored(y: torch.Tensor) -> torch.Tensor:
+    """Continue a tile over its borders, so that no position that counts meets the padding."""
+    return F.pad(y, (8 * EDGE_POSITIONS,) * 4, mode="reflect")
+
+
+def inner_positions(embedded: torch.Tensor) -> torch.Tensor:
+    """Leave out the positions whose field of view reaches over the border, (..., h, w)."""
+    inside = slice(EDGE_POSITIONS, -EDGE_POSITIONS)
+    return embedded[..., inside, inside]
 
 
 class Entropy:
@@ -357,9 +375,9 @@ def roll_offsets(side: int, n: int, reach: int = 6) -> list[tuple[int, int]]:
     ]
     if not far:
         raise ConfigError(
-            f"Tiles of {8 * side} px are too small to draw negatives from: every place is "
-            f"within {reach} positions of 8 px of every other.",
-            hint=f"Take tiles and crops of at least {16 * reach} px.",
+            f"A tile is too small to draw negatives from: of its {side} x {side} inner places "
+            f"each is within {reach} places of every other.",
+            hint=f"Take tiles and crops of at least {16 * (reach + EDGE_POSITIONS)} px.",
         )
     stride = max(1, len(far) // n)
     return far[stride // 2 :: stride][:n]

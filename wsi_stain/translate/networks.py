@@ -184,7 +184,8 @@ class ScoreNet(nn.Module):
         input, and norms over channels forget amplitudes: this way around them keeps it.
         """
         scale = (self.spec.data_sd * torch.exp(-log_noise)).clamp(max=MAX_AMPLITUDE)
-        return (self.gain(level) * scale.to(level.dtype)[:, None])[:, :, None, None]
+        gain: torch.Tensor = self.gain(level)
+        return (gain * scale.to(level.dtype)[:, None])[:, :, None, None]
 
     def features(
         self, y_t: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor

@@ -1,0 +1,408 @@
+"""Bad input ends with one line, its own exit code, and nothing made; doubtful input is told."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tifffile
+import torch
+
+from wsi_stain.cli import main
+from wsi_stain.config import BundleSpec, NetSpec
+from wsi_stain.layout import RunFiles
+from wsi_stain.translate.bundle import save_nets
+from wsi_stain.translate.networks import ScoreNet
+
+Pixels = npt.NDArray[np.uint8]
+Write = Callable[..., Path]
+SERIAL = '[cluster]\nexecutor = "serial"\nattempts = 1\n'
+
+
+@dataclass(frozen=True)
+class Yard:
+    """Where a case's input lies, and what it is made with."""
+
+    folder: Path
+    write: Write
+    he: Pixels
+    bundle: Path
+    net_bundle: Path
+
+    @property
+    def out(self) -> Path:
+        """The output folder."""
+        return self.folder / "out"
+
+    def slide(self, name: str = "s.tiff", mpp: float | None = 0.5, **how: Any) -> Path:
+        """Write a sound small slide."""
+        pixels = how.pop("pixels", self.he)
+        return self.write(self.folder / name, pixels, mpp, **how)
+
+    def file(self, name: str, data: bytes) -> Path:
+        """Write any file."""
+        path = self.folder / name
+        path.write_bytes(data)
+        return path
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A bundle without nets, and one with a small one."""
+    folder = tmp_path_factory.mktemp("bundles")
+    save_nets(
+        folder / "identity", BundleSpec(name="identity", marker="Test", start_image="source"), {}
+    )
+    net = NetSpec(channels=(16, 16), blocks=1)
+    torch.manual_seed(0)
+    spec = BundleSpec(name="tiny", marker="Test", tile_px=128, net=net, start_image="stain")
+    save_nets(folder / "tiny", spec, {"score": ScoreNet(net).state_dict()})
+    return folder / "identity", folder / "tiny"
+
+
+@pytest.fixture
+def yard(tmp_path: Path, write_slide: Write, he_pixels: Pixels, bundles: tuple[Path, Path]) -> Yard:
+    """Give a fresh yard."""
+    return Yard(tmp_path, write_slide, he_pixels[200:620, 150:700], *bundles)
+
+
+@pytest.fixture
+def translate(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Give the function that translates a slide: exit code, stdout, stderr."""
+
+    def call(slide: Path, *flags: object, json_flag: bool = True) -> tuple[int, str, str]:
+        given = [str(flag) for flag in flags]
+        words = ["wsi-stain", "translate", str(slide), *given, *["--json"] * json_flag]
+        for flag, value in (("--out", yard.out), ("--bundle", yard.bundle)):
+            if flag not in given:
+                words += [flag, str(value)]
+        if "--recipe" not in given:
+            words += ["--recipe", str(yard.file("serial.toml", SERIAL.encode()))]
+        monkeypatch.setattr(sys, "argv", words)
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+# ---- slides that cannot be used --------------------------------------------------------------
+
+
+def _patched(yard: Yard, sides: dict[int, int], **how: Any) -> Path:
+    """Write a slide, then let its first directory lie about numbers."""
+    path = yard.slide(codec="jpeg", levels=2, **how)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        for code, value in sides.items():
+            tiff.pages.first.tags[code].overwrite(value)
+    return path
+
+
+def _cut(yard: Yard, kept: float) -> Path:
+    data = yard.slide("whole.svs", kind="aperio", codec="jpeg", levels=2).read_bytes()
+    return yard.file("cut.svs", data[: int(kept * len(data))])
+
+
+def _fifo(yard: Yard) -> Path:
+    os.mkfifo(yard.folder / "pipe.svs")
+    return yard.folder / "pipe.svs"
+
+
+def _dark(yard: Yard) -> Path:
+    noise = np.random.default_rng(0).integers(0, 25, (400, 500, 3))
+    noise[100:200, 100:200, 2] = 220
+    return yard.slide(pixels=noise.astype(np.uint8))
+
+
+def _glass(yard: Yard) -> Path:
+    noise = np.random.default_rng(0).normal(243, 1.5, (400, 500, 3))
+    return yard.slide(pixels=noise.clip(0, 255).astype(np.uint8))
+
+
+def _pen(yard: Yard) -> Path:
+    glass = np.full((900, 1000, 3), 243, np.uint8)
+    glass[100:220, 80:900] = (40, 60, 170)
+    glass[400:800, 300:420] = (30, 150, 90)
+    return yard.slide(pixels=glass)
+
+
+def _huge_and_empty(yard: Yard) -> Path:
+    """Write a sparse file whose directory is sound, for a slide of half a meter."""
+    side_px, tile_px = 2**20, 2**13
+    n_tiles = (side_px // tile_px) ** 2
+    path = yard.slide(pixels=np.full((300, 300, 3), 200, np.uint8), codec="none")
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(
+            iter([b""] * n_tiles),
+            shape=(side_px, side_px, 3),
+            dtype=np.uint8,
+            tile=(tile_px, tile_px),
+            photometric="rgb",
+            compression="jpeg",
+            resolution=(20_000, 20_000),
+            resolutionunit="CENTIMETER",
+            metadata=None,
+        )
+    return path
+
+
+SIDES = {256: 10**9, 257: 10**9}
+BAD_SLIDES: dict[str, tuple[Callable[[Yard], Path], int, str]] = {
+    "missing": (lambda yard: yard.folder / "none.svs", 3, "No such file"),
+    "empty": (lambda yard: yard.file("empty.svs", b""), 3, "empty (0 bytes)"),
+    "text": (lambda yard: yard.file("t.svs", b"not a slide\n" * 400), 3, "no format"),
+    "cut in the middle": (lambda yard: _cut(yard, 0.5), 3, "truncated"),
+    "cut at the end": (lambda yard: _cut(yard, 0.99), 3, "refused by OpenSlide"),
+    "cut in the header": (lambda yard: _cut(yard, 0.0001), 3, "damaged"),
+    "folder": (lambda yard: yard.folder, 3, "is a folder"),
+    "pipe": (_fifo, 3, "is a pipe"),
+    "mrxs alone": (lambda yard: yard.file("a.mrxs", b"\xff\xd8\xff\xe0" * 99), 3, "no format"),
+    "huge": (lambda yard: _patched(yard, SIDES), 3, "needs"),
+    "huge svs": (lambda yard: _patched(yard, SIDES, name="s.svs", kind="aperio"), 3, "needs"),
+    "huge ome": (lambda yard: _patched(yard, SIDES, name="s.ome.tiff", kind="ome"), 3, "needs"),
+    "huge and empty": (_huge_and_empty, 3, "mm large"),
+    "no size": (lambda yard: _patched(yard, {256: 0, 257: 0}), 3, "no size"),
+    "no size ome": (
+        lambda yard: _patched(yard, {256: 0}, name="s.ome.tiff", kind="ome"),
+        3,
+        "no size",
+    ),
+    "no pixel size": (lambda yard: yard.slide(mpp=None), 3, "--mpp 0.25"),
+    "pixel 100 times too large": (lambda yard: yard.slide(mpp=50.0), 3, "rejected 50 um/px"),
+    "pixel 100 times too small": (lambda yard: yard.slide(mpp=0.005), 3, "rejected 0.005"),
+    "fluorescence": (_dark, 3, "not brightfield"),
+    "all glass": (_glass, 4, "No tissue"),
+    "pen on glass": (_pen, 4, "No tissue"),
+    "name of 300 letters": (lambda yard: yard.folder / ("x" * 300), 3, "too long"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SLIDES)
+def test_bad_slide_is_one_line_and_nothing_is_made(
+    case: str, yard: Yard, translate: Callable[..., tuple[int, str, str]]
+) -> None:
+    build, expected, words = BAD_SLIDES[case]
+    slide = build(yard)
+    (yard.folder / "serial.toml").write_text(SERIAL)
+    before = digests(yard.folder)
+    code, out, err = translate(slide)
+    assert (code, out) == (expected, ""), err
+    assert words in err
+    assert err.startswith("wsi-stain: ")
+    assert err.count("\n") == 1
+    assert digests(yard.folder) == before
+
+
+def test_slide_that_may_not_be_read_is_refused(
+    yard: Yard, translate: Callable[..., tuple[int, str, str]]
+) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    slide = yard.slide()
+    slide.chmod(0)
+    code, _, err = translate(slide)
+    assert code == 3
+    assert "permission" in err
+
+
+# ---- settings and bundles that cannot be used ------------------------------------------------
+
+
+def _recipe(yard: Yard, text: str) -> list[object]:
+    return ["--recipe", yard.file("r.toml", text.encode("utf-8", "surrogateescape"))]
+
+
+def _spec(yard: Yard, **changes: Any) -> list[object]:
+    folder = yard.folder / "changed"
+    shutil.copytree(yard.bundle, folder)
+    record = json.loads((folder / "bundle.json").read_text()) | changes
+    (folder / "bundle.json").write_text(json.dumps(record))
+    return ["--bundle", folder]
+
+
+def _damaged_weights(yard: Yard) -> list[object]:
+    folder = yard.folder / "damaged"
+    shutil.copytree(yard.net_bundle, folder)
+    weights = folder / "score.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 1
+    weights.write_bytes(data)
+    return ["--bundle", folder]
+
+
+def _lost_weights(yard: Yard) -> list[object]:
+    folder = yard.folder / "lost"
+    shutil.copytree(yard.net_bundle, folder)
+    (folder / "score.safetensors").unlink()
+    return ["--bundle", folder]
+
+
+BAD_SETTINGS: dict[str, tuple[Callable[[Yard], list[object]], int, str]] = {
+    "recipe missing": (lambda yard: ["--recipe", yard.folder / "none.toml"], 2, "cannot be read"),
+    "recipe is a folder": (lambda yard: ["--recipe", yard.folder], 2, "cannot be read"),
+    "recipe broken": (lambda yard: _recipe(yard, "[tiles\n"), 2, "not valid TOML"),
+    "recipe not UTF-8": (lambda yard: _recipe(yard, "bundle = '\udcff'"), 2, "not valid TOML"),
+    "recipe too deep": (lambda yard: _recipe(yard, "a = " + "[" * 5000), 2, "not valid TOML"),
+    "unknown key": (lambda yard: _recipe(yard, "[tiles]\noverlap = 3"), 2, "mean `overlap_px`?"),
+    "value out of bounds": (lambda yard: _recipe(yard, "[write]\nquality = 101"), 2, "quality"),
+    "value not a number": (
+        lambda yard: _recipe(yard, "[tiles]\nmask_mpp = nan"),
+        2,
+        "$.tiles.mask_mpp is not a finite",
+    ),
+    "flag not a number": (lambda yard: ["--mpp", "nan"], 2, "$.slide.mpp is not a finite"),
+    "pixel size of the user": (lambda yard: ["--mpp", "0.001"], 2, "mpp"),
+    "no bundle": (lambda yard: ["--bundle", "none"], 6, "No bundle none"),
+    "bundle of a long name": (lambda yard: ["--bundle", "x" * 5000], 6, "No bundle"),
+    "later bundle": (lambda yard: _spec(yard, schema=99), 6, "newer wsi-stain"),
+    "strange key in a bundle": (lambda yard: _spec(yard, solvr={}), 6, "mean `solver`?"),
+    "bundle that reaches out": (
+        lambda yard: _spec(yard, files={"../identity/bundle.json": "0"}),
+        6,
+        "lacks ../identity",
+    ),
+    "damaged weights": (_damaged_weights, 6, "is damaged: SHA-256"),
+    "lost weights": (_lost_weights, 6, "lacks score.safetensors"),
+    "overlap too wide": (lambda yard: ["--overlap-px", "200"], 5, "overlap"),
+    "memory too small": (
+        lambda yard: _recipe(yard, SERIAL + "memory_limit_mb = 64"),
+        5,
+        "of memory",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SETTINGS)
+def test_bad_setting_is_one_line_and_nothing_is_made(
+    case: str, yard: Yard, translate: Callable[..., tuple[int, str, str]]
+) -> None:
+    build, expected, words = BAD_SETTINGS[case]
+    slide, flags = yard.slide(), build(yard)
+    code, out, err = translate(slide, *flags)
+    assert (code, out) == (expected, ""), err
+    assert words in err
+    assert err.startswith("wsi-stain: ")
+    assert err.count("\n") == 1
+    assert not yard.out.exists()
+
+
+# ---- outputs that cannot be written ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("blocked", ["out", "out/s_test.run", "out/s_test.ome.tiff/x"])
+def test_file_or_folder_in_the_way_is_refused_and_stays(
+    blocked: str, yard: Yard, translate: Callable[..., tuple[int, str, str]]
+) -> None:
+    slide, thing = yard.slide(), yard.folder / blocked
+    thing.parent.mkdir(parents=True, exist_ok=True)
+    thing.write_text("mine")
+    code, _, err = translate(slide, "--overwrite")
+    assert code == 8, err
+    assert err.count("\n") == 1
+    assert thing.read_text() == "mine"
+
+
+def test_output_that_is_the_slide_is_refused(
+    yard: Yard, translate: Callable[..., tuple[int, str, str]]
+) -> None:
+    slide = yard.slide()
+    before = slide.read_bytes()
+    yard.out.mkdir()
+    (yard.out / "s_test.ome.tiff").hardlink_to(slide)
+    code, _, err = translate(slide, "--overwrite")
+    assert code == 8
+    assert "is the slide itself" in err
+    assert slide.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["validate", "report"])
+@pytest.mark.timeout(60)
+def test_pipe_is_refused_at_once_by_verbs_that_read_results(
+    name: str, yard: Yard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["wsi-stain", name, str(_fifo(yard))])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 8
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+# ---- odd but usable --------------------------------------------------------------------------
+
+
+def test_names_that_are_no_utf8_work_and_are_told(
+    yard: Yard, translate: Callable[..., tuple[int, str, str]]
+) -> None:
+    odd = yard.folder / os.fsdecode(b"o\xffd\n")
+    odd.mkdir()
+    slide = yard.slide().rename(odd / os.fsdecode(b"a\xfe\nb.tiff"))
+    code, out, err = translate(slide, "--out", odd)
+    assert (code, err) == (0, "")
+    made = Path(json.loads(out)["output"])
+    assert made.is_file()
+    assert made.name == "a__b_test.ome.tiff"
+
+
+def test_long_names_give_names_that_every_file_system_takes(tmp_path: Path) -> None:
+    for slide in ("x" * 251 + ".svs", "ä" * 120 + ".ndpi"):
+        files = RunFiles.of(tmp_path, Path(slide), "K" * 300)
+        longest = max(files.output.name + ".part", files.folder.name, key=len)
+        assert len(longest.encode()) <= 200
+
+
+def test_slide_that_shows_ihc_is_told_and_recorded(
+    yard: Yard, translate: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, _, err = translate(yard.slide(pixels=_as_ihc(yard.he)), json_flag=False)
+    assert code == 0, err
+    assert "Is this slide H&E?" in err
+    record = json.loads((yard.out / "s_test.run" / "manifest.json").read_text())
+    assert any("Is this slide H&E?" in note and "brown" in note for note in record["notes"])
+
+
+def test_missing_tiles_are_told_and_recorded(
+    yard: Yard, translate: Callable[..., tuple[int, str, str]]
+) -> None:
+    slide = yard.slide(codec="jpeg")
+    with tifffile.TiffFile(slide, mode="r+b") as tiff:
+        tag = tiff.pages.first.tags["TileByteCounts"]
+        tag.overwrite((*tag.value[:-1], 0))
+    code, _, err = translate(slide)
+    assert code == 0, err
+    record = json.loads((yard.out / "s_test.run" / "manifest.json").read_text())
+    assert any(
+        note.startswith("1 tiles of the largest level are missing") for note in record["notes"]
+    )
+
+
+def _as_ihc(he: Pixels) -> Pixels:
+    """Give H&E the colors of hematoxylin and DAB."""
+    od = -np.log(np.maximum(he, 1) / 243.0)
+    stains = od @ np.linalg.pinv(np.array([[0.651, 0.701, 0.290], [0.216, 0.801, 0.558]]))
+    od = np.maximum(stains, 0) @ np.array([[0.650, 0.704, 0.286], [0.268, 0.570, 0.776]])
+    pixels: Pixels = np.rint(243 * np.exp(-od)).astype(np.uint8)
+    return pixels
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Name every file below a folder with the digest of its content."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }

@@ -1,0 +1,100 @@
+"""Room 3 of 4: all that is fitted once per slide, on pictures of its tissue.
+
+In: H&E pictures, the slide's white, settings. Out: a `ColorFit` of plain numbers. Not here: which
+pictures are taken, any fit per tile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_stain.config import BundleSpec, SampleConfig, StainConfig, resolve_sampling
+from wsi_stain.stain.density import is_stained
+from wsi_stain.stain.normalize import StainTransform, fit_stain
+from wsi_stain.stain.start import StartTransform, fit_start
+from wsi_stain.stain.white import WhitePoint
+from wsi_stain.translate.worker import measure_map_scale
+
+__all__ = ["ColorFit", "fit_pictures"]
+
+
+@dataclass(frozen=True)
+class ColorFit:
+    """All that is fitted once per slide.
+
+    Attributes
+    ----------
+    white
+        The slide's glass, grey levels.
+    stain
+        Normalization of the H&E.
+    start
+        Start image.
+    map_scale
+        99th percentile of the gradient map over tissue.
+    notes
+        Doubts a person should hear of.
+    """
+
+    white: tuple[float, float, float]
+    stain: StainTransform
+    start: StartTransform
+    map_scale: float
+    notes: tuple[str, ...] = ()
+
+    def numbers(self) -> dict[str, Any]:
+        """Plain numbers for the manifest and for keys."""
+        return {
+            "white": list(self.white),
+            "stain": msgspec.to_builtins(self.stain),
+            "start": msgspec.to_builtins(self.start),
+            "map_scale": self.map_scale,
+        }
+
+
+def fit_pictures(
+    he: NDArray[np.uint8],
+    glass: WhitePoint,
+    spec: BundleSpec,
+    config: StainConfig,
+    sample: SampleConfig,
+) -> ColorFit:
+    """Fit the color of one slide on pictures of its tissue.
+
+    Parameters
+    ----------
+    he
+        uint8 (n, h, w, 3), H&E of the slide at the model's pixel size.
+    glass
+        The slide's white.
+    spec, config, sample
+        The bundle's spec; how to fit; what is sampled (start image, gradient map).
+
+    Returns
+    -------
+    ColorFit
+        For the whole slide.
+
+    Raises
+    ------
+    NoTissueError
+        Too few stained pixels.
+    """
+    tissue = is_stained(he, glass.rgb)
+    pixels = he[tissue]
+    step = max(1, len(pixels) // config.fit_pixels)
+    stain = fit_stain(pixels[::step], glass.rgb, spec.color, config.method)
+    kind = sample.start_image or spec.start_image
+    start = fit_start(pixels[::step], glass.rgb, stain, spec.color, kind)
+    _, guidance = resolve_sampling(spec, sample)
+    map_kind = (guidance or spec.guidance).gradient_map
+    notes = [*doubt_he(pixels[::step], glass.rgb), *stain.notes]
+    if glass.origin == "background":
+        notes.append(f"Little bare glass in view: white {glass.rgb} is the file's own background.")
+    map_scale = measure_map_scale(start, he, tissue, map_kind)
+    return ColorFit(glass.rgb, stain, start, map_scale, tuple(notes))
