@@ -4,17 +4,20 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_FLAGS ?=
 DEMO ?= demo
+N ?= 200
+SEED ?= 0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 PINS := setup.cfg pyproject.toml .ci/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench clean
+.PHONY: help demo test test-all fuzz lint format bench clean
 
 help:
 	@echo "make demo      translate a small real slide, check it, write its report ($(DEMO)/)"
 	@echo "make test      the tests: no GPU, no network, minutes"
 	@echo "make test-all  the slow tests too"
+	@echo "make fuzz      damaged inputs, N=$(N) of them from SEED=$(SEED) on"
 	@echo "make lint      style, types, import rules"
 	@echo "make format    put the style right"
 	@echo "make bench     one measurement per promise, as JSON lines"
@@ -33,6 +36,9 @@ test: .venv/test.stamp
 
 test-all: .venv/test.stamp
 	$(BIN)/python -m pytest -m ""
+
+fuzz: .venv/test.stamp
+	$(BIN)/python tests/fuzz/fuzz.py --cases $(N) --seed $(SEED)
 
 lint: .venv/test.stamp .venv/lint.stamp
 	$(BIN)/ruff check

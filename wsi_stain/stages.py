@@ -38,7 +38,6 @@ from wsi_stain.slides.image import SlideSource
 from wsi_stain.slides.projection import PlanLimits, check
 from wsi_stain.slides.store import PatchStore
 from wsi_stain.stain.density import is_stained
-from wsi_stain.stain.doubt import doubt_he
 from wsi_stain.stain.white import estimate_white
 from wsi_stain.translate.bundle import count_cuda_devices, pick_device
 from wsi_stain.translate.fit import ColorFit, fit_pictures

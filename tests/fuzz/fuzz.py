@@ -42,7 +42,8 @@ from wsi_stain.translate.bundle import save_nets
 from wsi_stain.translate.networks import ScoreNet
 from wsi_stain.write import validate  # noqa: F401
 
-LIMIT_S = 60.0
+LIMIT_CPU_S = 60
+LIMIT_S = 600.0  # of wall time, for what sleeps; generous, since the machine may be busy
 EXTRA_BYTES = 3 * 2**30
 LARGEST_FILE_BYTES = 2**29
 RECIPE = """bundle = "identity"
@@ -184,7 +185,7 @@ class Stop(Exception):
 
 
 def make_sound_files(folder: Path) -> None:
-    """Write the files that cases start from: slides, bundles, a recipe, a pyramid, a stopped run."""
+    """Write what cases start from: slides, bundles, a recipe, a pyramid, a stopped run."""
     pixels = draw_tissue()
     ome = {"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
     aperio = "Aperio Image Library v11.2.1\n640x520 (256x256) RGB|AppMag = 20|MPP = 0.5000"
@@ -307,6 +308,7 @@ def _become_child(work: Callable[[], None], out: int, err: int) -> None:
         with open("/proc/self/statm", encoding="ascii") as statm:
             used_bytes = int(statm.read().split()[0]) * resource.getpagesize()
         for what, limit in (
+            (resource.RLIMIT_CPU, LIMIT_CPU_S),
             (resource.RLIMIT_AS, used_bytes + EXTRA_BYTES),
             (resource.RLIMIT_FSIZE, LARGEST_FILE_BYTES),
             (resource.RLIMIT_CORE, 0),

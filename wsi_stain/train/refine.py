@@ -4,7 +4,8 @@ In: IHC crops. Out: nats per position. Not here: the loop, the encoder's trainin
 
 At inference the query is the picture in the making and the key the noised start image. Training
 plays that with IHC alone: the key is a grey copy of the picture, its contrast and sharpness
-varied, at the same noise level and under the same noise.
+varied, at the same noise level but under its own noise. Under one noise the heads learn to match
+the noise: on blank pictures, where nothing can be found, they then reach 0.04 nats of 4.4.
 """
 
 from __future__ import annotations
@@ -107,13 +108,13 @@ class RefineStage:
         generator: torch.Generator,
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         alpha, sigma = (table[steps] for table in self.schedule.tables(self.device))
-        field = torch.randn(y_0.shape, generator=generator, device=self.device)
         key = grey_copy(y_0, gamma.to(self.device))
         soft = F.avg_pool2d(F.pad(key, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
         key = torch.where((gamma < 1.0).to(self.device).view(-1, 1, 1, 1), soft, key)
         shape = (-1, 1, 1, 1)
 
         def encode(y: torch.Tensor) -> list[torch.Tensor]:
+            field = torch.randn(y_0.shape, generator=generator, device=self.device)
             y_t = alpha.view(shape) * y + sigma.view(shape) * field
             return self.encoder.features(y_t, alpha, sigma)
 

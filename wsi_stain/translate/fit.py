@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from wsi_stain.config import BundleSpec, SampleConfig, StainConfig, resolve_sampling
 from wsi_stain.stain.density import is_stained
+from wsi_stain.stain.doubt import doubt_he
 from wsi_stain.stain.normalize import StainTransform, fit_stain
 from wsi_stain.stain.start import StartTransform, fit_start
 from wsi_stain.stain.white import WhitePoint
