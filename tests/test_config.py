@@ -11,12 +11,14 @@ from wsi_stain.config import (
     BUNDLE_SCHEMA,
     BundleSpec,
     RunConfig,
+    Settings,
     TrainConfig,
     decode_bundle_spec,
     load_recipe,
     resolve_run_config,
 )
 from wsi_stain.errors import BundleError, ConfigError
+from wsi_stain.evaluate.recipe import EvaluateConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -87,7 +89,8 @@ def test_bundle_spec_survives_json() -> None:
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "pipelines").rglob("*.toml")), ids=str)
 def test_every_recipe_in_the_repository_loads(path: Path) -> None:
-    kind = TrainConfig if path.parent.name == "train" else RunConfig
+    kinds = {"train": TrainConfig, "evaluate": EvaluateConfig, "translate": RunConfig}
+    kind: type[Settings] = kinds[path.parent.name]
     settings, raw = load_recipe(path, kind)
     assert raw
     assert isinstance(settings, kind)
