@@ -107,7 +107,7 @@ def translate(
 def _patched(yard: Yard, sides: dict[int, int], **how: Any) -> Path:
     """Write a slide, then let its first directory lie about numbers."""
     path = yard.slide(codec="jpeg", levels=2, **how)
-    with tifffile.TiffFile(path, mode="r+b") as tiff:
+    with tifffile.TiffFile(path, mode="r+") as tiff:
         for code, value in sides.items():
             tiff.pages.first.tags[code].overwrite(value)
     return path
@@ -271,6 +271,12 @@ BAD_SETTINGS: dict[str, tuple[Callable[[Yard], list[object]], int, str]] = {
     "bundle of a long name": (lambda yard: ["--bundle", "x" * 5000], 6, "No bundle"),
     "later bundle": (lambda yard: _spec(yard, schema=99), 6, "newer wsi-stain"),
     "strange key in a bundle": (lambda yard: _spec(yard, solvr={}), 6, "mean `solver`?"),
+    "bundle with too few steps": (lambda yard: _spec(yard, timesteps=100), 6, "start_step 300"),
+    "bundle with black glass": (
+        lambda yard: _spec(yard, color={"white": [0, 0, 0]}),
+        6,
+        "$.color.white[0]",
+    ),
     "bundle that reaches out": (
         lambda yard: _spec(yard, files={"../identity/bundle.json": "0"}),
         6,
@@ -379,7 +385,7 @@ def test_missing_tiles_are_told_and_recorded(
     yard: Yard, translate: Callable[..., tuple[int, str, str]]
 ) -> None:
     slide = yard.slide(codec="jpeg")
-    with tifffile.TiffFile(slide, mode="r+b") as tiff:
+    with tifffile.TiffFile(slide, mode="r+") as tiff:
         tag = tiff.pages.first.tags["TileByteCounts"]
         tag.overwrite((*tag.value[:-1], 0))
     code, _, err = translate(slide)

@@ -241,7 +241,7 @@ def test_store_is_made_again_when_a_kill_left_any_part_of_it(
 ) -> None:
     store = PatchStore.create(tmp_path / "store", grid)
     for name in ("he", "ihc"):
-        store.write(name, 0, np.full((2, 64, 64, 3), 7, np.uint8), "key")  # type: ignore[arg-type]
+        store.write(name, 0, np.full((2, 64, 64, 3), 7, np.uint8), "key")
     path = store.path / lost
     if path.is_dir():
         shutil.rmtree(path)

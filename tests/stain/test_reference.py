@@ -13,7 +13,7 @@ import pytest
 
 from wsi_stain.errors import NoTissueError
 from wsi_stain.stain.density import HDX, rgb_to_od
-from wsi_stain.stain.reference import N_QUANTILES, measure_reference
+from wsi_stain.stain.reference import N_QUANTILES, TISSUE_OD, measure_reference
 from wsi_stain.stain.separate import angle_deg
 
 Rgb8 = npt.NDArray[np.uint8]
@@ -29,7 +29,7 @@ def test_planted_ihc_is_measured(plant_tissue: Plant) -> None:
         assert angle_deg(np.array(vector), planted) < 8.0
     assert len(found.mean_od_quantiles) == N_QUANTILES
     od = rgb_to_od(images[0].reshape(-1, 3), WHITE)
-    expected = np.quantile(od[od.max(axis=1) > 0.05].mean(axis=1), [0.25, 0.5, 0.75])
+    expected = np.quantile(od[od.max(axis=1) > TISSUE_OD].mean(axis=1), [0.25, 0.5, 0.75])
     np.testing.assert_allclose(np.array(found.mean_od_quantiles)[[8, 16, 24]], expected, rtol=0.05)
 
 

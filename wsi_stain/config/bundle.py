@@ -116,9 +116,9 @@ class BundleSpec(Settings, frozen=True, kw_only=True):
     marker: str
     mpp: Mpp = 0.5
     tile_px: Annotated[int, msgspec.Meta(ge=32, le=2048, multiple_of=16)] = 256
-    timesteps: Count = 1000
-    beta_first: Positive = 1e-4
-    beta_last: Positive = 2e-2
+    timesteps: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1000
+    beta_first: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)] = 1e-4
+    beta_last: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)] = 2e-2
     start_image: StartImage = "haematoxylin"
     net: NetSpec | None = None
     critic: CriticSpec | None = None

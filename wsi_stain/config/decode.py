@@ -75,7 +75,13 @@ def decode_bundle_spec(data: bytes, source: str) -> BundleSpec:
             f"{source} has schema {schema}; this version reads up to {BUNDLE_SCHEMA}.",
             hint="Install a newer wsi-stain.",
         )
-    return _convert(raw, BundleSpec, source, BundleError)
+    spec = _convert(raw, BundleSpec, source, BundleError)
+    highest = max(spec.solver.start_step, spec.teacher.start_step)
+    if highest > spec.timesteps:
+        raise BundleError(
+            f"{source}: start_step {highest} lies above the {spec.timesteps} timesteps."
+        )
+    return spec
 
 
 def resolve_run_config(

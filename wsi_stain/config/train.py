@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from wsi_stain.config.bundle import CriticSpec, HeadsSpec, NetSpec
+from wsi_stain.config.bundle import CriticSpec, GuidanceSpec, HeadsSpec, NetSpec, SolverSpec
 from wsi_stain.config.values import (
     Count,
     Fraction,
@@ -71,5 +71,7 @@ class TrainConfig(Settings, frozen=True, kw_only=True):
     net: NetSpec = NetSpec()
     critic: CriticSpec = CriticSpec()
     heads: HeadsSpec = HeadsSpec()
+    solver: SolverSpec = SolverSpec()  # how the bundle is best run, as measured
+    guidance: GuidanceSpec = GuidanceSpec()
     gradient_map: Literal["sobel", "ngf", "dog", "smooth"] = "sobel"
     map_floor_step: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 20

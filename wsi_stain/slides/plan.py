@@ -26,8 +26,17 @@ __all__ = ["TileGrid", "plan_tiles"]
 
 GRID_SCHEMA = 1
 # What a header or table that is not ours makes json, numpy and arithmetic raise.
-_DAMAGE = (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError)
-_DAMAGE += (RecursionError, TypeError, ValueError)
+_DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -213,6 +213,12 @@ def _stage_fields(
         "net": settle_net(config.net, ImageSet(images, data)),
         "color": measure_reference((image.rgb for image in images), data.white_target),
         "trained_samples": samples,
+        "solver": config.solver,
+        "guidance": structs.replace(
+            config.guidance,
+            gradient_map=spec.guidance.gradient_map,
+            map_floor_step=spec.guidance.map_floor_step,
+        ),
     }
 
 

@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 N = TypeVar("N", bound=nn.Module)
+FILE_MODE = 0o644
 FILES = {"score": "score.safetensors", "critic": "critic.safetensors", "heads": "heads.safetensors"}
 
 
@@ -211,6 +212,7 @@ def save_nets(folder: Path, spec: BundleSpec, nets: dict[str, dict[str, torch.Te
         path = folder / FILES[part]
         tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in weights.items()}
         save_file(tensors, path, {"spec": msgspec.json.encode(bare).decode()})
+        path.chmod(FILE_MODE)  # safetensors makes it private; a bundle is for all who install it
         files[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     complete = msgspec.structs.replace(spec, files=files)
     text = json.dumps(msgspec.to_builtins(complete), indent=2, ensure_ascii=False) + "\n"
