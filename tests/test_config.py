@@ -89,8 +89,12 @@ def test_bundle_spec_survives_json() -> None:
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "pipelines").rglob("*.toml")), ids=str)
 def test_every_recipe_in_the_repository_loads(path: Path) -> None:
-    kinds = {"train": TrainConfig, "evaluate": EvaluateConfig, "translate": RunConfig}
-    kind: type[Settings] = kinds[path.parent.name]
+    kinds: dict[str, type[Settings]] = {
+        "train": TrainConfig,
+        "evaluate": EvaluateConfig,
+        "translate": RunConfig,
+    }
+    kind = kinds[path.parent.name]
     settings, raw = load_recipe(path, kind)
     assert raw
     assert isinstance(settings, kind)

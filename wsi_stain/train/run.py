@@ -206,19 +206,15 @@ def _stage_fields(
         )
         return {"critic": config.critic, "guidance": guidance}
     data = config.data
-    return {
+    # What a person has settled in an existing bundle stays.
+    best_run = {"solver": config.solver, "guidance": config.guidance} if spec.net is None else {}
+    return best_run | {
         "name": config.name,
         "marker": config.marker,
         "mpp": data.mpp,
         "net": settle_net(config.net, ImageSet(images, data)),
         "color": measure_reference((image.rgb for image in images), data.white_target),
         "trained_samples": samples,
-        "solver": config.solver,
-        "guidance": structs.replace(
-            config.guidance,
-            gradient_map=spec.guidance.gradient_map,
-            map_floor_step=spec.guidance.map_floor_step,
-        ),
     }
 
 
