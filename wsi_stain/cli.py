@@ -227,7 +227,10 @@ def doctor(as_json: bool) -> None:
     from wsi_stain.console import print_facts
     from wsi_stain.doctor import examine
 
-    _print(examine(), as_json, print_facts)
+    facts = examine()
+    if not as_json:
+        del facts["versions"]  # wsi-stain --versions lists them
+    _print(facts, as_json, print_facts)
 
 
 @cli.command()
@@ -294,7 +297,7 @@ def _print(facts: dict[str, Any], as_json: bool, print_facts: Callable[[Any], No
         # Not msgspec: a path that is no UTF-8 has a JSON form here, and none there.
         click.echo(json.dumps(facts, indent=2))
         return
-    print_facts((name, value) for name, value in facts.items() if not isinstance(value, dict))
+    print_facts(facts.items())
 
 
 def main() -> None:

@@ -22,12 +22,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
-from wsi_stain.errors import WsiStainError
 from wsi_stain.manifest import Event
 
-__all__ = ["ProgressDisplay", "print_error", "print_facts", "print_table"]
+__all__ = ["ProgressDisplay", "print_facts"]
 
 STAGE_NAMES = {
     "run": "note",
@@ -134,23 +132,19 @@ class ProgressDisplay:
             print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
-def print_error(error: WsiStainError) -> None:
-    """Print one line: what is wrong, and the next thing to do."""
-    line = " ".join(str(error).split())
-    print(f"wsi-stain: {line}", file=sys.stderr)  # noqa: T201
-
-
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:
-    """Print name and value, aligned."""
-    rows = [(name, str(value)) for name, value in facts]
+    """Print name and value, aligned; a list or mapping on one line, an empty one not at all."""
+    rows = [(name, _plain(value)) for name, value in facts if value not in ([], {}, "")]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")  # noqa: T201
 
 
-def print_table(header: list[str], rows: list[list[str]]) -> None:
-    """Print a small table."""
-    table = Table(*header, box=None, header_style="bold")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(part)}" for name, part in value.items())
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) for v in value):
+        return " x ".join(map(str, value))
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(part) for part in value)
+    return str(value)

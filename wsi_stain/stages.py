@@ -9,16 +9,18 @@ where it stopped. A key holds the identity of all that the shard depends on.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from wsi_stain.bundles import bundle_digest, find_bundle
 from wsi_stain.config import (
@@ -39,7 +41,7 @@ from wsi_stain.slides.projection import PlanLimits, check
 from wsi_stain.slides.store import PatchStore
 from wsi_stain.stain.density import is_stained
 from wsi_stain.stain.white import estimate_white
-from wsi_stain.translate.bundle import count_cuda_devices, pick_device
+from wsi_stain.translate.bundle import count_cuda_devices, fast_dtype, pick_device
 from wsi_stain.translate.fit import ColorFit, fit_pictures
 from wsi_stain.translate.worker import (
     ShardReport,
@@ -107,13 +109,15 @@ class Run:
         self.color = fit_color(self.plan, self.store, self.config)
         for text in (*self.plan.source.notes, *self.color.notes):
             self.remark(text, listener)
+        device = pick_device(self.config.cluster.device)
         self.ihc_key = digest(
             self.he_key,
             self.color.numbers(),
             bundle_digest(find_bundle(self.config.bundle)),
             msgspec.to_builtins(self.config.sample),
             self.config.seed,
-            pick_device(self.config.cluster.device).type,
+            device.type,
+            str(fast_dtype(device)),
         )
         self.manifest.record(stain=self.color.numbers())
         listener(Event("fit", "finish"))
@@ -135,6 +139,7 @@ class Run:
         )
         pending = self.store.pending("ihc", self.ihc_key, verify=True)
         self._dispatch("translate", executor, task, pending, listener)
+        self.manifest.record(devices=sorted({*self.manifest.content.devices, *self.devices}))
 
     def write(self, listener: Listener) -> None:
         """Stitch and write the pyramid."""
@@ -143,9 +148,9 @@ class Run:
         listener(Event("write", "start", total=size.height_px))
         self.manifest.stage_started("write", total=size.height_px)
 
-        def bands() -> Any:
+        def bands() -> Iterator[NDArray[np.uint8]]:
             done = 0
-            read = lambda index: self.store.read_tile("ihc", index)  # noqa: E731
+            read = functools.partial(self.store.read_tile, "ihc")
             for band in stitch_bands(grid, read, _white_level(self.plan.spec)):
                 yield band
                 done += len(band)
