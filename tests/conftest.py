@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import cv2
+import hypothesis
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import pytest
 import tifffile
+
+# A busy machine is no failure of a property.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 Pixels = npt.NDArray[np.uint8]
 Blocks = Callable[[int, int], Pixels]
