@@ -162,8 +162,8 @@ def _dask_settings(folder: str) -> dict[str, Any]:
         # Dask tells malloc to give every freed block back at once; a net frees and takes the same
         # megabytes all the time, and clearing the pages anew took two fifths of the time.
         "distributed.nanny.pre-spawn-environ": {
-            "MALLOC_TRIM_THRESHOLD_": str(2**30),
-            "MALLOC_MMAP_THRESHOLD_": str(2**25),
+            "MALLOC_TRIM_THRESHOLD_": str(2**28),
+            "MALLOC_MMAP_THRESHOLD_": str(2**23),  # above: whole shards, given back when freed
         },
         "distributed.admin.tick.limit": "10 minutes",
     }

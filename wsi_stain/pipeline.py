@@ -68,16 +68,15 @@ def translate_slide(
     plan = plan_slide(path, config, listener)
     with plan.source:
         files = stages.prepare(plan, out, config)
-        with (
-            OutputLock(files.lock) as lock,
-            open_executor(config.cluster, stages.cuda_devices) as executor,
-        ):
+        with OutputLock(files.lock) as lock:
             run = stages.begin(plan, files, config, origins or {})
             run.remark(lock.note, listener)
-            run.fill(executor, listener)
-            run.keep_he(listener)
-            run.fit(listener)
-            run.translate(executor, listener)
+            # Workers end before the picture is written: their memory and the writer's never add up.
+            with open_executor(config.cluster, stages.cuda_devices) as executor:
+                run.fill(executor, listener)
+                run.keep_he(listener)
+                run.fit(listener)
+                run.translate(executor, listener)
             run.write(listener)
             run.check(listener)
             return RunResult(files, run.finish(keep_store=keep_store))
