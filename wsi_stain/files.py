@@ -15,7 +15,7 @@ from pathlib import Path
 
 from wsi_stain.errors import OutputError
 
-__all__ = ["PART_SUFFIX", "atomic_write_bytes", "replace_durably", "sha256_file"]
+__all__ = ["PART_SUFFIX", "atomic_write_bytes", "flush_to_disk", "replace_durably", "sha256_file"]
 
 PART_SUFFIX = ".part"
 FILE_MODE = 0o644
@@ -72,12 +72,12 @@ def replace_durably(part: Path, path: Path) -> None:
         As the file system says.
     """
     try:
-        _flush_to_disk(part)
+        flush_to_disk(part)
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    _flush_to_disk(path.parent)
+    flush_to_disk(path.parent)
 
 
 def sha256_file(path: Path) -> str:
@@ -86,7 +86,8 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _flush_to_disk(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
+    """Force a file, or a folder's list of names, out of the cache and on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -24,7 +24,7 @@ from wsi_stain.evaluate.recipe import EvaluateConfig, NullRow, Variant, vary_spe
 from wsi_stain.geometry import Scale
 from wsi_stain.slides.mask import TissueMask
 from wsi_stain.slides.plan import TileGrid, plan_tiles
-from wsi_stain.stain.density import glass_alpha, is_stained
+from wsi_stain.stain.density import is_stained, lay_glass
 from wsi_stain.translate.bundle import ModelBundle
 from wsi_stain.translate.fit import ColorFit, fit_pictures
 from wsi_stain.translate.worker import TranslateTask, translate_tiles
@@ -193,7 +193,8 @@ class NullPainter:
         he = subject.cut(subject.he)
         if self.row == "source":
             return he.copy()
-        return self._lay_glass(self._bare(subject, he), he, subject.glass.rgb)
+        picture = self._bare(subject, he)
+        return lay_glass(picture, he, subject.glass.rgb, self.target_white)
 
     def _bare(self, subject: Subject, he: Rgb8) -> Rgb8:
         if self.row == "null-mean":
@@ -209,12 +210,6 @@ class NullPainter:
         recolor = fit_recolor(pixels, self.palette, white, self.target_white)
         picture = null_recolor(he, recolor)
         return null_blur(picture, self.blur_px) if self.row == "null-blur" else picture
-
-    def _lay_glass(self, picture: Rgb8, he: Rgb8, white: Rgb) -> Rgb8:
-        alpha = glass_alpha(he, white)[..., None]
-        mixed = picture + alpha * (np.asarray(self.target_white, np.float32) - picture)
-        laid: Rgb8 = np.rint(mixed).astype(np.uint8)
-        return laid
 
 
 def translate_picture(painter: ModelPainter, subject: Subject, fit: ColorFit) -> Rgb8:

@@ -22,6 +22,7 @@ import numpy as np
 import zarr
 
 from wsi_stain.errors import OutputError, PlanError
+from wsi_stain.files import flush_to_disk, replace_durably
 from wsi_stain.slides.plan import TileGrid
 from wsi_stain.slides.slide_facts import Pixels
 
@@ -115,9 +116,9 @@ class PatchStore:
             file = self._shard_file(name, shard)
             file.unlink(missing_ok=True)
             self._array(name)[indexes.start : indexes.stop] = tiles
-            _sync(file)
+            flush_to_disk(file)
             for folder in list(file.parents)[:5]:
-                _sync(folder)
+                flush_to_disk(folder)
             record = {"key": key, "bytes": file.stat().st_size, "sha256": _sha256(tiles)}
             _write_atomic(self._marker(name, shard), json.dumps(record))
         except OSError as error:
@@ -289,15 +290,4 @@ def _sha256(tiles: Pixels) -> str:
 def _write_atomic(path: Path, text: str) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.partial")
     part.write_text(text, encoding="utf-8")
-    _sync(part)
-    part.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """Force a file, or a folder's list of names, to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    replace_durably(part, path)

@@ -23,6 +23,7 @@ __all__ = [
     "dab_od",
     "glass_alpha",
     "is_stained",
+    "lay_glass",
     "od_to_rgb",
     "project_od",
     "render_od",
@@ -280,6 +281,29 @@ def _fall(ramp: Floats) -> Floats:
     inside = np.clip(ramp, 0.0, 1.0)
     alpha: Floats = (1.0 - inside * inside * (3.0 - 2.0 * inside)).astype(np.float32)
     return alpha
+
+
+def lay_glass(picture: Rgb8, he: Rgb8, white: ArrayLike, target: ArrayLike) -> Rgb8:
+    """Lay white over a picture where its H&E shows glass, softly: lumina stay open.
+
+    Parameters
+    ----------
+    picture, he
+        uint8 (h, w, 3) or (n, h, w, 3), the same place.
+    white
+        (3,) grey levels of the glass of `he`.
+    target
+        (3,) grey levels of the glass of `picture`.
+
+    Returns
+    -------
+    ndarray
+        uint8, shape of `picture`.
+    """
+    alpha = glass_alpha(he, np.asarray(white, np.float32))[..., None]
+    mixed = picture + alpha * (np.asarray(target, np.float32) - picture)
+    laid: Rgb8 = np.rint(mixed).astype(np.uint8)
+    return laid
 
 
 def _largest(od: Floats) -> Floats:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from wsi_stain.config import SampleConfig, resolve_sampling
 from wsi_stain.slides.store import PatchStore
-from wsi_stain.stain.density import glass_alpha
+from wsi_stain.stain.density import lay_glass
 from wsi_stain.stain.start import StartTransform
 from wsi_stain.translate.bundle import ModelBundle, load_bundle, pick_device
 from wsi_stain.translate.guidance import gradient_map
@@ -140,7 +140,7 @@ def translate_tiles(
             places = torch.from_numpy(places_xy[rows]).to(bundle.device)
             noise = _remembered(field, places, he.shape[1])
             made = to_rgb(sampler(to_model(start, bundle.device), noise, task.map_scale))
-        parts.append(_composite(made, he[rows], task.white, bundle.spec.color.white))
+        parts.append(lay_glass(made, he[rows], task.white, bundle.spec.color.white))
     return np.concatenate(parts)[: len(he)]
 
 
@@ -157,16 +157,6 @@ def _remembered(field: NoiseField, places: torch.Tensor, size_px: int) -> Noise:
 def _batches(n: int, batch: int) -> Iterator[NDArray[np.int64]]:
     for first in range(0, n, batch):
         yield np.minimum(np.arange(first, first + batch), n - 1)
-
-
-def _composite(
-    ihc: Tiles, he: Tiles, white: tuple[float, float, float], ihc_white: tuple[float, float, float]
-) -> Tiles:
-    """Lay the bundle's white over the glass of the H&E, softly: lumina stay open."""
-    alpha = glass_alpha(he, np.asarray(white, np.float32))[..., None]
-    mixed = ihc + alpha * (np.asarray(ihc_white, np.float32) - ihc)
-    composited: Tiles = np.rint(mixed).astype(np.uint8)
-    return composited
 
 
 def measure_map_scale(

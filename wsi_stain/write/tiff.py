@@ -29,6 +29,7 @@ import tifffile
 
 from wsi_stain.config import WriteConfig
 from wsi_stain.errors import OutputError, WsiStainError
+from wsi_stain.files import flush_to_disk
 from wsi_stain.geometry import Size, pyramid_sizes
 from wsi_stain.write.levels import PyramidFeed
 from wsi_stain.write.omexml import build_ome_xml
@@ -120,7 +121,7 @@ def write_pyramid(
         n_bytes = part.stat().st_size
         _refuse_existing(path, spec)
         part.replace(path)
-        _sync_folder(path.parent)
+        flush_to_disk(path.parent)
     return PyramidFacts(path, levels, mpp_out, n_tiles, n_bytes, time.perf_counter() - started_s)
 
 
@@ -301,12 +302,3 @@ def _chain_levels(file: BinaryIO, *offsets: int) -> None:
         (n_entries,) = struct.unpack("<Q", file.read(8))
         file.seek(offset + 8 + 20 * n_entries)
         file.write(struct.pack("<Q", following))
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name itself survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
