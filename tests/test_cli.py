@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsi_stain.cli import SECTIONS, cli, main
+from wsi_stain import verbs
+from wsi_stain.cli import SECTIONS, main
 from wsi_stain.config import BundleSpec
 from wsi_stain.translate.bundle import save_nets
 
@@ -44,7 +45,8 @@ def identity_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_verb_has_a_section_and_a_help(run: Run) -> None:
     listed = [name for names in SECTIONS.values() for name in names]
-    assert sorted(listed) == sorted(cli.commands)
+    modules = {path.stem for path in Path(verbs.__file__).parent.glob("*.py")}
+    assert sorted(listed) == sorted(modules - {"__init__", "options"})
     code, out, _ = run("--help")
     assert code == 0
     for name in listed:

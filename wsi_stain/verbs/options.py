@@ -1,0 +1,82 @@
+"""Flags that several verbs share, and what becomes of them: settings, printed facts.
+
+In: click's options. Out: decorators, a `RunConfig`, text on stdout. Not here: any verb.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+__all__ = [
+    "PATH",
+    "json_option",
+    "plan_options",
+    "quiet_option",
+    "settle",
+    "show_facts",
+    "together",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
+
+
+def together(options: list[Callable[[F], F]]) -> Callable[[F], F]:
+    """Make one decorator of several options, listed in this order by --help."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+plan_options = together(
+    [
+        click.option("--mpp", "slide__mpp", type=float, help="Pixel size of the slide, um/px."),
+        click.option("--bundle", "bundle", help="Model: a shipped name or a folder."),
+        click.option("--recipe", type=PATH, help="TOML file with settings; flags beat it."),
+        click.option("--overlap-px", "tiles__overlap_px", type=int, help="Overlap of tiles, px."),
+        click.option(
+            "--tissue-min-fraction",
+            "tiles__tissue_min_fraction",
+            type=float,
+            help="Least share of tissue in a tile; 0 keeps all.",
+        ),
+        click.option(
+            "--shard-tiles", "tiles__shard_tiles", type=int, help="Tiles per task; 0: by size."
+        ),
+        click.option("--device", "cluster__device", help="auto, cuda or cpu."),
+        click.option("--workers", "cluster__workers", type=int, help="0: one per device or core."),
+    ]
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+quiet_option = click.option("--quiet", is_flag=True, help="Show errors only.")
+
+
+def settle(options: dict[str, Any]) -> tuple[Any, dict[str, str]]:
+    """Turn flags into settings: flags beat the recipe, which beats the defaults."""
+    from wsi_stain.config import resolve_run_config
+
+    recipe = options.pop("recipe")
+    # A flag's name in Python is its place in the settings: write__quality is write.quality.
+    flags = {name.replace("__", "."): value for name, value in options.items()}
+    return resolve_run_config(flags, recipe)
+
+
+def show_facts(facts: dict[str, Any], as_json: bool) -> None:
+    """Print facts on stdout: a table for people, or JSON for machines."""
+    if as_json:
+        import json
+
+        # Not msgspec: a path that is no UTF-8 has a JSON form here, and none there.
+        click.echo(json.dumps(facts, indent=2))
+        return
+    from wsi_stain.console import print_facts
+
+    print_facts(facts.items())

@@ -1,0 +1,62 @@
+"""Verb `translate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wsi_stain.verbs.options import (
+    PATH,
+    json_option,
+    plan_options,
+    quiet_option,
+    settle,
+    show_facts,
+)
+
+__all__ = ["translate"]
+
+
+@click.command()
+@click.argument("slide", type=PATH)
+@click.option("--out", type=PATH, default=Path(), help="Output folder [default: here].")
+@plan_options
+@click.option("--seed", type=int, help="Seed of the noise; same seed, same picture.")
+@click.option("--solver", "sample__solver", help="solver (few steps) or teacher (300 steps).")
+@click.option("--steps", "sample__steps", type=int, help="Steps of the solver.")
+@click.option("--unguided", is_flag=True, help="Leave the guidance out (ablation).")
+@click.option("--method", "stain__method", help="Color fit: macenko, reinhard or vahadane.")
+@click.option("--batch", "sample__batch_tiles", type=int, help="Tiles per batch.")
+@click.option("--quality", "write__quality", type=int, help="JPEG quality.")
+@click.option("--subsampling", "write__subsampling", help="JPEG chroma, 4:2:0 or 4:4:4.")
+@click.option("--lossless", "write__lossless", is_flag=True, default=None, help="LZW, no JPEG.")
+@click.option(
+    "--overwrite", "write__overwrite", is_flag=True, default=None, help="Replace the output."
+)
+@click.option("--keep-store", is_flag=True, help="Keep the patch store after the run.")
+@quiet_option
+@json_option
+def translate(**options: Any) -> None:
+    """Translate a slide into a virtual IHC pyramid (OME-TIFF).
+
+    \b
+    wsi-stain translate slide.svs
+    wsi-stain translate slide.svs --out results --mpp 0.25 --overwrite
+
+    Stopped runs go on where they stopped: type the same command again.
+    """
+    from wsi_stain.console import ProgressDisplay
+    from wsi_stain.pipeline import translate_slide
+
+    slide, out = options.pop("slide"), options.pop("out")
+    quiet, as_json = options.pop("quiet"), options.pop("as_json")
+    keep_store, unguided = options.pop("keep_store"), options.pop("unguided")
+    options["sample__guided"] = False if unguided else None
+    config, origins = settle(options)
+    with ProgressDisplay(quiet=quiet or as_json) as display:
+        result = translate_slide(
+            slide, out, config, origins=origins, listener=display, keep_store=keep_store
+        )
+    show_facts(result.facts(), as_json)
