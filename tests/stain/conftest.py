@@ -70,4 +70,9 @@ def reference() -> ColorReference:
         stain_od=((0.624, 0.690, 0.367), (0.278, 0.539, 0.795)),
         stain_c99=(1.03, 1.83),
         mean_od_quantiles=tuple(quantiles.tolist()),
+        # Blue, and brown in the last ranks; the mean over channels is the quantile.
+        ranked_od=tuple(
+            (q * (1.3 - 0.6 * w), q, q * (0.7 + 0.6 * w))
+            for q, w in zip(quantiles.tolist(), (np.arange(33) / 32) ** 6, strict=True)
+        ),
     )

@@ -33,6 +33,20 @@ def test_planted_ihc_is_measured(plant_tissue: Plant) -> None:
     np.testing.assert_allclose(np.array(found.mean_od_quantiles)[[8, 16, 24]], expected, rtol=0.05)
 
 
+def test_color_of_a_rank_is_that_of_the_stain_that_prevails() -> None:
+    """Two stains that never meet: pale ranks are blue, dark ones brown, none is a mixture."""
+    rng = np.random.default_rng(3)
+    unit = IHC / np.linalg.norm(IHC, axis=1, keepdims=True)
+    blue = rng.uniform(0.2, 0.9, (9_000, 1)) * unit[0]
+    brown = rng.uniform(1.0, 2.0, (1_000, 1)) * unit[1]
+    levels = np.array(WHITE) * np.exp(-np.concatenate([blue, brown]))
+    found = measure_reference([np.rint(levels).astype(np.uint8).reshape(100, 100, 3)], WHITE)
+    colors = np.array(found.ranked_od)
+    np.testing.assert_allclose(colors.mean(axis=1), found.mean_od_quantiles, rtol=1e-6)
+    for rank, color in enumerate(colors):
+        assert angle_deg(color, unit[int(rank >= 29)]) < 4.0, rank
+
+
 def test_one_black_laboratory_does_not_decide(plant_tissue: Plant) -> None:
     normal = [plant_tissue(IHC, seed=seed).reshape(100, 200, 3) for seed in range(4)]
     black = plant_tissue(IHC, strengths=(4.0, 4.0)).reshape(100, 200, 3)

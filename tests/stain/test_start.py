@@ -177,3 +177,30 @@ def test_real_tissue_gets_the_reference_mean_od(
     wanted = np.trapezoid(reference.mean_od_quantiles, dx=1 / 32)
     # Pixels in the glass ramp fade: the mean may fall a little, and never rises.
     assert 0.8 * wanted < float(od.mean()) < 1.05 * wanted
+
+
+def test_ranked_gives_dark_nuclei_the_dark_color_and_stroma_a_breath(
+    plant_tissue: Plant, reference: ColorReference
+) -> None:
+    pixels = plant_tissue()
+    start = _fit(pixels, reference, "ranked")
+    nuclei, eosin = start.stain.project(pixels, start.rows).T
+    od = rgb_to_od(start.apply(pixels), start.target_white)
+    stroma = od[(nuclei < 0.1) & (eosin > 0.3)].mean(axis=0)
+    bare = od[(nuclei < 0.1) & (eosin < 0.1)].mean(axis=0)
+    low, high = np.quantile(nuclei, [0.6, 0.98])
+    pale = od[(nuclei > low) & (nuclei < 1.1 * low)].mean(axis=0)
+    dark = od[nuclei > high].mean(axis=0)
+    assert bare.mean() < stroma.mean() - 0.03
+    assert stroma.mean() < dark.mean() / 2
+    # The reference's colors go from red-absorbing (blue) to blue-absorbing (brown) with darkness.
+    assert pale[0] > pale[2]
+    assert dark[2] > dark[0]
+
+
+def test_ranked_needs_a_color_for_each_quantile(
+    plant_tissue: Plant, reference: ColorReference
+) -> None:
+    old = msgspec.structs.replace(reference, ranked_od=())
+    with pytest.raises(BundleError, match="0 colors for 33"):
+        _fit(plant_tissue(), old, "ranked")

@@ -26,7 +26,7 @@ from wsi_stain.translate.guidance import (
 )
 from wsi_stain.translate.networks import ContrastHeads, Critic, ScoreNet
 from wsi_stain.translate.noise import Schedule
-from wsi_stain.translate.sampler import Sampler, plan_move
+from wsi_stain.translate.sampler import Sampler, View, plan_move
 
 START_STEP = 300
 
@@ -44,6 +44,7 @@ def _state(t: int, size_px: int = 96, n: int = 1) -> StepState:
         y0_hat=0.3 * _randn(*shape, seed=3),
         x_t=_randn(*shape, seed=4),
         g_t=_randn(n, 1, size_px, size_px, seed=5).abs(),
+        edges=_randn(n, 1, size_px, size_px, seed=6).abs(),
     )
 
 
@@ -263,10 +264,11 @@ def _toy_sd(schedule: Schedule, scale: float, sd: float) -> float:
     sampler = Sampler(schedule, denoise, Entropy(schedule, spec, START_STEP), solver, spec)
     probe = torch.full((1, 3, 8, 8), 1e-3)
     nothing = torch.zeros_like(probe)
+    view = View(nothing, nothing[:, :1], lambda _: nothing, 1.0)
     variance = float(schedule.alpha[300] ** 2 * sd**2 + schedule.sigma[300] ** 2)
     for t in range(300, 0, -1):
         move = plan_move(schedule, t, t - 1, 1.0)
-        y0_hat = sampler.clean_estimate(probe, t, t - 1, nothing, lambda _: nothing, 1.0)
+        y0_hat = sampler.clean_estimate(probe, t, t - 1, view)
         gain = float(sampler.step(probe, y0_hat, None, move, math.inf)[0, 0, 0, 0]) / 1e-3
         variance = gain**2 * variance + move.spread**2
     return math.sqrt(variance)

@@ -19,6 +19,7 @@ from wsi_stain.translate.sampler import (
     Denoiser,
     Noise,
     Sampler,
+    View,
     clip_gradient,
     path_weights,
     plan_move,
@@ -107,7 +108,9 @@ def test_mean_shift_equals_the_paper_when_unit_step(schedule: Schedule) -> None:
         means = []
         for guidance in (None, lambda _: 0.01 * gradient):
             sampler = _plain(schedule, _gaussian(0.1, 0.3), TEACHER, guidance)
-            y0_hat = sampler.clean_estimate(y_t, t, t - 1, x_0, lambda _: x_0, 1.0)
+            y0_hat = sampler.clean_estimate(
+                y_t, t, t - 1, View(x_0, x_0[:, :1], lambda _: x_0, 1.0)
+            )
             means.append(sampler.step(y_t, y0_hat, None, move, math.inf))
         shift = schedule.kappa(t - 1)
         torch.testing.assert_close(
@@ -123,7 +126,7 @@ def test_score_shift_equals_the_substituted_score_when_asked(schedule: Schedule)
     flat = torch.zeros(1, 3, 4, 4)
     estimates = [
         _plain(schedule, _gaussian(0.1, 0.3), solver, guidance).clean_estimate(
-            flat, 150, 100, flat, lambda _: flat, 1.0
+            flat, 150, 100, View(flat, flat[:, :1], lambda _: flat, 1.0)
         )
         for guidance in (None, lambda _: gradient)
     ]

@@ -57,6 +57,10 @@ class GuidanceSpec(Settings, frozen=True, kw_only=True):
     contrast: Literal["score", "l2", "none"] = "score"  # l_PCL
     contrast_scale: NonNegative = 1.0  # s_P
     contrast_below_step: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 40  # t'_0
+    edges: Literal["gaussian", "none"] = "none"  # structure in closed form: I of the edge maps
+    edges_scale: NonNegative = 1000.0  # s_E
+    edges_push: NonNegative = 0.2  # bound of its pull, in units of 1 / sigma_t
+    edges_window_px: Annotated[float, msgspec.Meta(ge=0.5, le=16.0)] = 2.5  # sd
     clip: Literal["pixel", "tile", "off"] = "pixel"
     clip_limit: Positive = 1.0  # c
 
@@ -106,6 +110,7 @@ class ColorReference(Settings, frozen=True, kw_only=True):
     he_stain_od: tuple[Rgb, Rgb] = ((0.651, 0.701, 0.290), (0.216, 0.801, 0.558))  # H, E, unit
     he_stain_c99: tuple[Positive, Positive] = (2.0, 1.3)
     mean_od_quantiles: tuple[float, ...] = ()  # of the mean OD over tissue, equally spaced 0..1
+    ranked_od: tuple[Rgb, ...] = ()  # at each of these quantiles: OD of the stain that prevails
 
 
 class BundleSpec(Settings, frozen=True, kw_only=True):

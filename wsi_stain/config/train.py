@@ -19,6 +19,7 @@ from wsi_stain.config.values import (
     Rgb,
     Seed,
     Settings,
+    StartImage,
 )
 
 
@@ -71,7 +72,9 @@ class TrainConfig(Settings, frozen=True, kw_only=True):
     net: NetSpec = NetSpec()
     critic: CriticSpec = CriticSpec()
     heads: HeadsSpec = HeadsSpec()
-    solver: SolverSpec = SolverSpec()  # how the bundle is best run, as measured
+    start_image: StartImage = "ranked"  # how the bundle is best run, as measured
+    solver: SolverSpec = SolverSpec()
+    teacher: SolverSpec = SolverSpec(steps=150, order=1, eta=0.0, start_step=150)
     guidance: GuidanceSpec = GuidanceSpec()
     gradient_map: Literal["sobel", "ngf", "dog", "smooth"] = "sobel"
     map_floor_step: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 20

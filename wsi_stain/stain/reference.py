@@ -27,6 +27,7 @@ TISSUE_OD = 0.10
 _PIXELS_PER_IMAGE = 20_000
 _FIT_PIXELS = 200_000
 _MIN_STAINED_PX = 200
+_MIN_RANK_PX = 5
 _MAX_CLEAR_OD = 3.0
 _MAX_ODD_DEG = 25.0
 _SATURATED = (255.0, 255.0, 255.0)
@@ -52,8 +53,8 @@ def measure_reference(
     Returns
     -------
     ColorReference
-        White, stain vectors, 99th percentiles of the densities and 33 quantiles of the mean OD
-        over stained pixels; the H&E fields keep their defaults.
+        White, stain vectors, 99th percentiles of the densities, 33 quantiles of the mean OD over
+        stained pixels and the OD of the prevailing stain there; the H&E fields keep their defaults.
 
     Raises
     ------
@@ -75,8 +76,10 @@ def measure_reference(
     stains = _stains(np.concatenate(fields))
     strong = np.median([np.percentile(unmix(od, stains), 99.0, axis=0) for od in fields], axis=0)
     places = np.linspace(0.0, 1.0, N_QUANTILES)
-    means = [_mean_od(sample, glass, tissue_od) for sample in samples]
-    quantiles = np.median([np.quantile(mean, places) for mean in means if len(mean)], axis=0)
+    tissues = [rgb_to_od(s[is_stained(s, glass, tissue_od)], glass) for s in samples]
+    tissues = [od for od in tissues if len(od)]
+    means = [od.mean(axis=1, dtype=np.float64) for od in tissues]
+    quantiles = np.median([np.quantile(mean, places) for mean in means], axis=0)
     red, green, blue = (float(value) for value in glass)
     h, dab = ((float(r), float(g), float(b)) for r, g, b in stains)
     return ColorReference(
@@ -84,13 +87,57 @@ def measure_reference(
         stain_od=(h, dab),
         stain_c99=(float(strong[0]), float(strong[1])),
         mean_od_quantiles=tuple(float(value) for value in quantiles),
+        ranked_od=tuple(
+            (float(r), float(g), float(b)) for r, g, b in _ranked(tissues, stains, quantiles)
+        ),
     )
 
 
-def _mean_od(sample: Rgb8, glass: ArrayLike, tissue_od: float) -> NDArray[np.float64]:
-    tissue = sample[is_stained(sample, glass, tissue_od)]
-    mean: NDArray[np.float64] = rgb_to_od(tissue, glass).mean(axis=1, dtype=np.float64)
-    return mean
+def _ranked(
+    tissues: list[NDArray[np.float32]], stains: NDArray[np.float64], quantiles: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Give the color that prevails at each rank of darkness, (n, 3) OD of mean `quantiles`.
+
+    The mean color of a rank is no color of the stain: half blue and half brown is grey. So pixels
+    are told apart by their larger density, and a rank takes the mean of those that prevail: the
+    counterstain, and DAB above the last rank where the counterstain has the majority. Medians over
+    images, as elsewhere here.
+    """
+    tables = [_rank_table(od, stains, len(quantiles)) for od in tissues]
+    counts = np.array([count for _, count in tables], np.float64)  # image, stain, rank
+    sums = np.array([total for total, _ in tables], np.float64)
+    with np.errstate(invalid="ignore"):
+        colors = sums / counts[..., None]
+        share = np.nanmedian(counts[:, 1] / counts.sum(axis=1), axis=0)
+    few = counts < _MIN_RANK_PX
+    colors[few] = np.nan
+    first_brown = 1 + int(np.flatnonzero(share <= 0.5).max(initial=-1))
+    rows = [
+        _median_color(colors[:, int(rank >= first_brown), rank], stains[int(rank >= first_brown)])
+        for rank in range(len(quantiles))
+    ]
+    table = np.array(rows)
+    scaled: NDArray[np.float64] = table * (quantiles / table.mean(axis=1))[:, None]
+    return scaled
+
+
+def _rank_table(
+    od: NDArray[np.float32], stains: NDArray[np.float64], n_ranks: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum OD (2, n, 3) and count pixels (2, n) of one image by prevailing stain and rank."""
+    order = np.argsort(np.argsort(od.mean(axis=1), kind="stable"), kind="stable")
+    rank = np.round(order / max(1, len(od) - 1) * (n_ranks - 1)).astype(int)
+    density = unmix(od, stains)
+    brown = (density[:, 1] > density[:, 0]).astype(int)
+    total, count = np.zeros((2, n_ranks, 3)), np.zeros((2, n_ranks))
+    np.add.at(total, (brown, rank), od)
+    np.add.at(count, (brown, rank), 1.0)
+    return total, count
+
+
+def _median_color(colors: NDArray[np.float64], stain: NDArray[np.float64]) -> NDArray[np.float64]:
+    known = colors[np.isfinite(colors).all(axis=1)]
+    return np.median(known, axis=0) if len(known) else stain
 
 
 def _white_of(samples: list[Rgb8]) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from msgspec import structs
 from numpy.typing import ArrayLike, NDArray
 
 from wsi_stain.config import ColorReference, Rgb, Settings, StartImage
@@ -29,6 +30,10 @@ Rgb8 = NDArray[np.uint8]
 # Direction and strength of an IHC background's faint grey-blue; eosin goes there in `palette`.
 FAINT_OD = (0.64, 0.58, 0.50)
 FAINT_STRENGTH_OD = 0.15
+# In `ranked`, stroma takes so much mean OD per 99th percentile of eosin: without it pale tissue
+# passes for glass (a third of the tissue, where the H&E shows none).
+STROMA_OD = 0.12
+_MAX_EOSIN = 1.2
 _IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 _CURVE_STEPS = 4096
 
@@ -46,9 +51,14 @@ class StartTransform(Settings, frozen=True, kw_only=True):
         Grey levels of the IHC's glass.
     rows
         Acts on the normalized OD: three rows give an OD per channel, one row a density that
-        `curve_in` and `curve_out` turn into one OD for all channels.
+        `curve_in` and `curve_out` turn into one OD for all channels. Two rows: that, and the
+        eosin density in units of its 99th percentile.
     curve_in, curve_out
         Knots of the monotone curve, density to OD; empty where there are three rows.
+    curve_rgb
+        OD per channel at the same knots, where the color follows the density too.
+    stroma_rgb
+        OD per channel that one unit of eosin adds.
     """
 
     kind: StartImage
@@ -57,6 +67,8 @@ class StartTransform(Settings, frozen=True, kw_only=True):
     rows: tuple[Rgb, ...]
     curve_in: tuple[float, ...] = ()
     curve_out: tuple[float, ...] = ()
+    curve_rgb: tuple[Rgb, ...] = ()
+    stroma_rgb: Rgb = (0.0, 0.0, 0.0)
 
     def apply(self, rgb: Rgb8) -> Rgb8:
         """Make the start image of a picture.
@@ -69,8 +81,8 @@ class StartTransform(Settings, frozen=True, kw_only=True):
         Returns
         -------
         ndarray
-            uint8, same shape. With a curve: neutral grey relative to `target_white`, and exactly
-            that white where the H&E shows glass.
+            uint8, same shape. With a curve: neutral grey relative to `target_white`, or the color
+            of `curve_rgb`, and exactly that white where the H&E shows glass.
         """
         if self.kind == "source":
             return rgb.copy()
@@ -78,10 +90,25 @@ class StartTransform(Settings, frozen=True, kw_only=True):
             return self._render(rgb)
         if rgb.size == 0:
             return rgb.copy()
-        density = self.stain.project(rgb, self.rows)[..., 0]
-        od = _follow_curve(density, self.curve_in, self.curve_out)
-        od *= 1.0 - glass_alpha(rgb, self.stain.white, sigma_px=0.0)
+        densities = self.stain.project(rgb, self.rows)
+        tissue = 1.0 - glass_alpha(rgb, self.stain.white, sigma_px=0.0)
+        if self.curve_rgb:
+            return self._render_ranked(densities, tissue)
+        od = _follow_curve(densities[..., 0], self.curve_in, self.curve_out)
+        od *= tissue
         return _render_grey(od, self.target_white)
+
+    def _render_ranked(self, densities: Floats, tissue: Floats) -> Rgb8:
+        eosin = np.clip(densities[..., 1], 0.0, _MAX_EOSIN)
+        channels = []
+        for level, knots, stroma in zip(
+            self.target_white, zip(*self.curve_rgb, strict=True), self.stroma_rgb, strict=True
+        ):
+            od = _follow_curve(densities[..., 0], self.curve_in, knots)
+            od += np.float32(stroma) * eosin
+            od *= tissue
+            channels.append(cv2.convertScaleAbs(np.exp(-od.reshape(1, -1)), alpha=level))
+        return np.asarray(cv2.merge(channels), dtype=np.uint8).reshape(*tissue.shape, 3)
 
     def _render(self, rgb: Rgb8) -> Rgb8:
         rows = np.array(self.rows)
@@ -112,6 +139,8 @@ def fit_start(
     reference
         Colors of the training IHC.
     kind
+        "ranked": hematoxylin density by rank, in the color that prevails at this rank of the
+        IHC's darkness (pale, blue, brown), and a breath of counterstain where eosin is.
         "haematoxylin": the hematoxylin density alone, its quantiles over the slide's tissue
         matched to those of the IHC's mean OD. "grey": the mean OD of all channels, matched
         likewise. "palette": hematoxylin in the IHC's hematoxylin, eosin in a faint grey-blue.
@@ -141,8 +170,29 @@ def fit_start(
     densities = np.linalg.pinv(np.array(reference.he_stain_od)).T
     if kind == "palette":
         return _linear(kind, transform, reference, _palette(reference) @ densities)
-    row = densities[0] if kind == "haematoxylin" else np.full(3, 1.0 / 3.0)
-    return _matched(kind, transform, reference, pixels, row)
+    row = densities[0] if kind in ("ranked", "haematoxylin") else np.full(3, 1.0 / 3.0)
+    matched = _matched(kind, transform, reference, pixels, row)
+    return _colored(matched, densities[1], reference) if kind == "ranked" else matched
+
+
+def _colored(start: StartTransform, eosin: Doubles, reference: ColorReference) -> StartTransform:
+    """Give each knot of the curve the color of its darkness."""
+    if len(reference.ranked_od) != len(reference.mean_od_quantiles):
+        raise BundleError(
+            f"The bundle's color reference has {len(reference.ranked_od)} colors for "
+            f"{len(reference.mean_od_quantiles)} OD quantiles; start image 'ranked' needs one "
+            "for each.",
+            hint="Choose start image 'haematoxylin', or train the bundle anew.",
+        )
+    table = np.array(reference.ranked_od)
+    channels = [np.interp(start.curve_out, reference.mean_od_quantiles, c) for c in table.T]
+    pale = table[len(table) // 4]
+    return structs.replace(
+        start,
+        rows=(*start.rows, _rgb(eosin / reference.he_stain_c99[1])),
+        curve_rgb=tuple(_rgb(color) for color in np.stack(channels, axis=1)),
+        stroma_rgb=_rgb(STROMA_OD * pale / pale.mean()),
+    )
 
 
 def _linear(

@@ -207,7 +207,8 @@ def _stage_fields(
         return {"critic": config.critic, "guidance": guidance}
     data = config.data
     # What a person has settled in an existing bundle stays.
-    best_run = {"solver": config.solver, "guidance": config.guidance} if spec.net is None else {}
+    settled = ("start_image", "solver", "teacher", "guidance")
+    best_run = {name: getattr(config, name) for name in settled} if spec.net is None else {}
     return best_run | {
         "name": config.name,
         "marker": config.marker,

@@ -24,6 +24,7 @@ from wsi_stain.translate.guidance import Entropy, Guidance, MutualInformation, P
 from wsi_stain.translate.networks import ContrastHeads, Critic, ScoreNet
 from wsi_stain.translate.noise import Schedule
 from wsi_stain.translate.sampler import Sampler
+from wsi_stain.translate.structure import EdgeInformation
 
 __all__ = [
     "ModelBundle",
@@ -86,6 +87,8 @@ class ModelBundle:
         if spec.structure_scale > 0:
             critic = _required(self.critic, self.spec.name, "critic", "structure_scale = 0")
             terms.append(MutualInformation(critic, schedule, spec, solver.start_step))
+        if spec.edges != "none" and spec.edges_scale > 0:
+            terms.append(EdgeInformation(schedule, spec))
         if spec.entropy != "none" and spec.entropy_scale > 0:
             terms.append(Entropy(schedule, spec, solver.start_step))
         if spec.contrast != "none" and spec.contrast_scale > 0:

@@ -27,6 +27,7 @@ __all__ = [
     "PatchContrast",
     "StepState",
     "Sum",
+    "blur",
     "contrast_loss",
     "gradient_map",
     "inner_positions",
@@ -60,6 +61,8 @@ class StepState:
         Start image noised to level t with the start field.
     g_t
         Gradient map of the start image at level t, independently noised: (B, 1, H, W).
+    edges
+        Clean edge map of the H&E, (B, 1, H, W).
     """
 
     t: int
@@ -68,6 +71,7 @@ class StepState:
     y0_hat: torch.Tensor
     x_t: torch.Tensor
     g_t: torch.Tensor
+    edges: torch.Tensor
 
 
 class Guidance(Protocol):
@@ -99,9 +103,9 @@ def gradient_map(y: torch.Tensor, kind: str, scale: float | torch.Tensor = 1.0) 
     weights = torch.tensor(_LUMA, device=y.device).view(1, 3, 1, 1)
     luma = (y * weights).sum(dim=1, keepdim=True)
     if kind == "smooth":
-        return _blur(luma, 2.0)
+        return blur(luma, 2.0)
     if kind == "dog":
-        return (_blur(luma, 1.0) - _blur(luma, 2.0)).abs() / scale
+        return (blur(luma, 1.0) - blur(luma, 2.0)).abs() / scale
     padded = F.pad(luma, (1, 1, 1, 1), mode="replicate")
     rows = padded[:, :, :-2] + 2.0 * padded[:, :, 1:-1] + padded[:, :, 2:]
     cols = padded[..., :-2] + 2.0 * padded[..., 1:-1] + padded[..., 2:]
@@ -111,7 +115,8 @@ def gradient_map(y: torch.Tensor, kind: str, scale: float | torch.Tensor = 1.0) 
     return magnitude / (magnitude + scale) if kind == "ngf" else magnitude / scale
 
 
-def _blur(luma: torch.Tensor, sd_px: float) -> torch.Tensor:
+def blur(luma: torch.Tensor, sd_px: float) -> torch.Tensor:
+    """Smooth one-channel pictures (B, 1, H, W) by a Gaussian that ends at 3 sd."""
     radius = round(3 * sd_px)
     x = torch.arange(-radius, radius + 1, device=luma.device, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (x / sd_px) ** 2)
@@ -227,10 +232,9 @@ def _logdet(y: torch.Tensor) -> torch.Tensor:
     """Sum half the log-determinant of OD covariance over 32 px Gaussian windows (sd 8 px)."""
     od = -torch.log((y + 1.0) / 2.0 + 1e-3)
     pairs = [(i, j) for i in range(3) for j in range(i, 3)]
-    mean = [_blur(od[:, i : i + 1], 8.0) for i in range(3)]
+    mean = [blur(od[:, i : i + 1], 8.0) for i in range(3)]
     cov = {
-        (i, j): _blur(od[:, i : i + 1] * od[:, j : j + 1], 8.0) - mean[i] * mean[j]
-        for i, j in pairs
+        (i, j): blur(od[:, i : i + 1] * od[:, j : j + 1], 8.0) - mean[i] * mean[j] for i, j in pairs
     }
     floor = 1e-4
     a, b, c = (cov[i, i] + floor for i in range(3))

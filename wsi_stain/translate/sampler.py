@@ -17,6 +17,7 @@ from wsi_stain.config import GuidanceSpec, SolverSpec
 from wsi_stain.errors import DeviceError
 from wsi_stain.translate.guidance import Guidance, StepState, gradient_map
 from wsi_stain.translate.noise import MAP_NOISE_STEP, START_NOISE_STEP, Schedule
+from wsi_stain.translate.structure import edge_map
 
 __all__ = ["Denoiser", "Noise", "Sampler", "step_grid"]
 
@@ -99,6 +100,28 @@ def path_weights(schedule: Schedule, t: int, s: int, eta: float) -> list[tuple[i
     return [(u, w / norm) for u, w in weights]
 
 
+@dataclass(frozen=True)
+class View:
+    """What a batch is translated from, the same in all steps.
+
+    Attributes
+    ----------
+    x_0
+        Start image, float32 (B, 3, H, W).
+    edges
+        Clean edge map of the H&E, float32 (B, 1, H, W).
+    noise
+        Noise fields, by step.
+    map_scale
+        Scale of the gradient map.
+    """
+
+    x_0: torch.Tensor
+    edges: torch.Tensor
+    noise: Noise
+    map_scale: float
+
+
 class Sampler:
     """Guided reverse process from a start image (METHOD: section 3).
 
@@ -132,7 +155,13 @@ class Sampler:
         self.grid = step_grid(solver)
 
     @torch.no_grad()
-    def __call__(self, x_0: torch.Tensor, noise: Noise, map_scale: float) -> torch.Tensor:
+    def __call__(
+        self,
+        x_0: torch.Tensor,
+        noise: Noise,
+        map_scale: float,
+        source: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Run the whole process.
 
         Parameters
@@ -143,6 +172,9 @@ class Sampler:
             Noise fields of this batch, by step.
         map_scale
             99th percentile of the slide's clean gradient map: one number per slide.
+        source
+            The H&E itself, float32 (B, 3, H, W) in [-1, 1], whose edges are to be kept; none: those
+            of the start image.
 
         Returns
         -------
@@ -154,11 +186,12 @@ class Sampler:
         DeviceError
             A value stopped being finite; the step and the term are named.
         """
+        view = View(x_0, edge_map(x_0 if source is None else source), noise, map_scale)
         y_t = self.start(x_0, noise)
         previous: torch.Tensor | None = None
         h_previous = math.inf
         for t, s in zip(self.grid, self.grid[1:], strict=False):
-            y0_hat = self.clean_estimate(y_t, t, s, x_0, noise, map_scale)
+            y0_hat = self.clean_estimate(y_t, t, s, view)
             move = plan_move(self.schedule, t, s, self.solver.eta)
             y_t = self.step(y_t, y0_hat, previous, move, h_previous)
             if move.spread > 0.0:
@@ -191,9 +224,7 @@ class Sampler:
             estimate = torch.lerp(previous, y0_hat, 1.0 + bend)
         return move.keep * y_t + move.pull * estimate
 
-    def clean_estimate(
-        self, y_t: torch.Tensor, t: int, s: int, x_0: torch.Tensor, noise: Noise, map_scale: float
-    ) -> torch.Tensor:
+    def clean_estimate(self, y_t: torch.Tensor, t: int, s: int, view: View) -> torch.Tensor:
         """Estimate y_0 at level t, shifted by the energy's gradient, in [-1, 1]."""
         alpha, sigma = float(self.schedule.alpha[t]), float(self.schedule.sigma[t])
         ones = torch.ones(len(y_t), device=y_t.device)
@@ -206,8 +237,9 @@ class Sampler:
             y_t=y_t,
             eps=(y_t - alpha * y0_hat) / sigma,
             y0_hat=y0_hat,
-            x_t=alpha * x_0 + sigma * noise(START_NOISE_STEP),
-            g_t=self._map(x_0, t, noise, map_scale),
+            x_t=alpha * view.x_0 + sigma * view.noise(START_NOISE_STEP),
+            g_t=self._map(view, t),
+            edges=view.edges,
         )
         gradient = clip_gradient(self.guidance(state), self.spec, sigma)
         _require_finite(gradient, t, "guidance")
@@ -217,12 +249,12 @@ class Sampler:
         """``sigma^2 / alpha`` at t (score substitution), or at s (the posterior-mean form)."""
         return self.schedule.kappa(s if self.solver.shift == "mean" else t)
 
-    def _map(self, x_0: torch.Tensor, t: int, noise: Noise, map_scale: float) -> torch.Tensor:
+    def _map(self, view: View, t: int) -> torch.Tensor:
         level = max(t, self.spec.map_floor_step)
         field = MAP_NOISE_STEP if self.spec.map_noise == "independent" else START_NOISE_STEP
         alpha, sigma = float(self.schedule.alpha[level]), float(self.schedule.sigma[level])
-        noised = alpha * x_0 + sigma * noise(field)
-        return gradient_map(noised, self.spec.gradient_map, map_scale)
+        noised = alpha * view.x_0 + sigma * view.noise(field)
+        return gradient_map(noised, self.spec.gradient_map, view.map_scale)
 
     def _path(self, t: int, s: int, noise: Noise) -> torch.Tensor:
         weighted = [w * noise(u) for u, w in path_weights(self.schedule, t, s, self.solver.eta)]

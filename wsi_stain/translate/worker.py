@@ -139,7 +139,8 @@ def translate_tiles(
         else:
             places = torch.from_numpy(places_xy[rows]).to(bundle.device)
             noise = _remembered(field, places, he.shape[1])
-            made = to_rgb(sampler(to_model(start, bundle.device), noise, task.map_scale))
+            x_0, source = to_model(start, bundle.device), to_model(he[rows], bundle.device)
+            made = to_rgb(sampler(x_0, noise, task.map_scale, source))
         parts.append(lay_glass(made, he[rows], task.white, bundle.spec.color.white))
     return np.concatenate(parts)[: len(he)]
 
