@@ -12,6 +12,7 @@ levels, because it acts on the clean estimate and not on the noised picture.
 from __future__ import annotations
 
 import torch
+from torch.nn import functional as F
 
 from wsi_stain.config import GuidanceSpec
 from wsi_stain.translate.guidance import StepState, blur, gradient_map
@@ -21,6 +22,7 @@ __all__ = ["EdgeInformation", "edge_map", "local_information"]
 
 MAX_CORRELATION = 0.99
 """Where the maps agree this well there is nothing left to gain, and ln(1 - rho^2) diverges."""
+MOMENT_STRIDE_PX = 2
 VARIANCE_FLOOR = 0.004
 """Added to both variances: a map without edges, flat stroma, has no correlation to speak of."""
 
@@ -56,14 +58,19 @@ def local_information(a: torch.Tensor, b: torch.Tensor, window_sd_px: float) -> 
     Returns
     -------
     torch.Tensor
-        Nats, float32 (B, 1, H, W), 0..1.96; 0 where the correlation is negative, because an edge
-        that is missing there is information too, but not the wanted one.
+        Nats, float32 (B, 1, H/2, W/2), 0..1.96; 0 where the correlation is negative, because an
+        edge that is missing there is information too, but not the wanted one.
+
+    Notes
+    -----
+    Moments are smooth, so they are taken on every second pixel: an eighth of the work.
 
     References
     ----------
     Cover and Thomas, Elements of Information Theory, example 8.5.1.
     """
-    joined = blur(torch.cat([a, b, a * a, b * b, a * b]), window_sd_px)
+    moments = F.avg_pool2d(torch.cat([a, b, a * a, b * b, a * b]), MOMENT_STRIDE_PX)
+    joined = blur(moments, window_sd_px / MOMENT_STRIDE_PX)
     mean_a, mean_b, square_a, square_b, product = joined.chunk(5)
     variance_a = (square_a - mean_a.square()).clamp_min(0.0) + VARIANCE_FLOOR
     variance_b = (square_b - mean_b.square()).clamp_min(0.0) + VARIANCE_FLOOR
@@ -95,6 +102,6 @@ class EdgeInformation:
         with torch.enable_grad():
             y0_hat = state.y0_hat.detach().clone().requires_grad_(True)
             nats = local_information(state.edges, edge_map(y0_hat), self.spec.edges_window_px)
-            (gradient,) = torch.autograd.grad(nats.sum(), y0_hat)
+            (gradient,) = torch.autograd.grad(MOMENT_STRIDE_PX**2 * nats.sum(), y0_hat)
         bound = self.spec.edges_push / float(self.schedule.sigma[state.t])
         return (self.spec.edges_scale * gradient).clamp(-bound, bound)
