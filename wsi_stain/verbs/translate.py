@@ -24,7 +24,7 @@ __all__ = ["translate"]
 @click.option("--out", type=PATH, default=Path(), help="Output folder [default: here].")
 @plan_options
 @click.option("--seed", type=int, help="Seed of the noise; same seed, same picture.")
-@click.option("--solver", "sample__solver", help="solver (few steps) or teacher (300 steps).")
+@click.option("--solver", "sample__solver", help="solver (few steps) or teacher (all unit steps).")
 @click.option("--steps", "sample__steps", type=int, help="Steps of the solver.")
 @click.option("--unguided", is_flag=True, help="Leave the guidance out (ablation).")
 @click.option("--method", "stain__method", help="Color fit: macenko, reinhard or vahadane.")
