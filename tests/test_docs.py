@@ -10,7 +10,7 @@ import click
 import pytest
 
 from wsi_stain.bundles import list_bundles
-from wsi_stain.cli import SECTIONS, cli
+from wsi_stain.cli import cli
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
@@ -43,8 +43,7 @@ def options_of(verb: click.Command) -> set[str]:
 
 def all_verbs() -> dict[str, click.Command]:
     context = click.Context(cli)
-    names = [name for section in SECTIONS.values() for name in section]
-    found = {name: cli.get_command(context, name) for name in names}
+    found = {name: cli.get_command(context, name) for name in cli.list_commands(context)}
     return {name: command for name, command in found.items() if command is not None}
 
 

@@ -16,11 +16,13 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from wsi_stain.config import Rgb
+
 __all__ = [
     "GLASS_OD",
     "GLASS_REACH_PX",
     "HDX",
-    "POSITIVE_OD",
+    "as_rgb",
     "dab_od",
     "glass_alpha",
     "is_stained",
@@ -36,7 +38,6 @@ Floats = NDArray[np.float32]
 Rgb8 = NDArray[np.uint8]
 
 GLASS_OD = 0.15  # natural-log OD below which a channel counts as empty
-POSITIVE_OD = 0.15  # log10 DAB OD above which a pixel counts as positive
 GLASS_SIGMA_PX = 1.5
 GLASS_REACH_PX = math.ceil(3 * GLASS_SIGMA_PX)  # how far a pixel's glass mask looks
 _H = (0.650, 0.704, 0.286)
@@ -50,6 +51,12 @@ _CHUNK_PX = 1 << 15
 _LANES_PX = 64
 # Rounding to integers overflows above exp(21); 16 is far brighter than any white.
 _MAX_LOG_LEVEL = 16.0
+
+
+def as_rgb(values: Any) -> Rgb:
+    """Give three numbers as the plain tuple that settings and manifests hold."""
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
 
 
 def rgb_to_od(rgb: Rgb8, white: ArrayLike) -> Floats:

@@ -11,7 +11,7 @@ same color.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -21,6 +21,7 @@ from wsi_stain.config import ColorReference, Rgb, Settings
 from wsi_stain.errors import NoTissueError
 from wsi_stain.stain.density import (
     GLASS_OD,
+    as_rgb,
     is_stained,
     od_to_rgb,
     project_od,
@@ -155,7 +156,7 @@ def fit_stain(
     Macenko et al., ISBI 2009; Vahadane et al., IEEE TMI 2016; Reinhard et al., "Color transfer
     between images", IEEE CG&A 2001.
     """
-    source = _rgb(white)
+    source = as_rgb(white)
     stained = pixels.reshape(-1, 3)[is_stained(pixels.reshape(-1, 3), source)]
     if len(stained) < MIN_STAINED_PX:
         raise NoTissueError(
@@ -181,9 +182,9 @@ def _fit_vectors(
     return StainTransform(
         method=method,
         white=white,
-        od_map=(_rgb(od_map[0]), _rgb(od_map[1]), _rgb(od_map[2])),
+        od_map=(as_rgb(od_map[0]), as_rgb(od_map[1]), as_rgb(od_map[2])),
         target_white=reference.white,
-        stain_od=(_rgb(vectors[0]), _rgb(vectors[1])),
+        stain_od=(as_rgb(vectors[0]), as_rgb(vectors[1])),
         stain_c99=(float(c99[0]), float(c99[1])),
         n_stained=len(stained),
         notes=(*notes, *gain_notes),
@@ -242,7 +243,7 @@ def _fit_reinhard(stained: Rgb8, white: Rgb, reference: ColorReference) -> Stain
         white=white,
         od_map=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
         target_white=reference.white,
-        lab=LabShift(scale=_rgb(scale), shift=_rgb(target_mean - mean * scale)),
+        lab=LabShift(scale=as_rgb(scale), shift=as_rgb(target_mean - mean * scale)),
         stain_od=reference.he_stain_od,
         stain_c99=(float(c99[0]), float(c99[1])),
         n_stained=len(stained),
@@ -283,8 +284,3 @@ def _shift_lab(rgb: Rgb8, white: Rgb, lab: LabShift, target: Rgb) -> Rgb8:
     moved = cv2.transform(_to_lab(rgb, white), matrix)
     levels = cv2.transform(cv2.cvtColor(moved, cv2.COLOR_Lab2RGB), np.diag(target))
     return np.asarray(cv2.convertScaleAbs(np.maximum(levels, 0.0)), np.uint8).reshape(rgb.shape)
-
-
-def _rgb(values: Any) -> Rgb:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wsi_stain.config import ColorReference
 from wsi_stain.errors import NoTissueError
-from wsi_stain.stain.density import HDX, is_stained, rgb_to_od, unmix
+from wsi_stain.stain.density import HDX, as_rgb, is_stained, rgb_to_od, unmix
 from wsi_stain.stain.separate import angle_deg, sparse_vectors
 from wsi_stain.stain.white import estimate_white
 
@@ -80,16 +80,12 @@ def measure_reference(
     tissues = [od for od in tissues if len(od)]
     means = [od.mean(axis=1, dtype=np.float64) for od in tissues]
     quantiles = np.median([np.quantile(mean, places) for mean in means], axis=0)
-    red, green, blue = (float(value) for value in glass)
-    h, dab = ((float(r), float(g), float(b)) for r, g, b in stains)
     return ColorReference(
-        white=(red, green, blue),
-        stain_od=(h, dab),
+        white=as_rgb(glass),
+        stain_od=(as_rgb(stains[0]), as_rgb(stains[1])),
         stain_c99=(float(strong[0]), float(strong[1])),
         mean_od_quantiles=tuple(float(value) for value in quantiles),
-        ranked_od=tuple(
-            (float(r), float(g), float(b)) for r, g, b in _ranked(tissues, stains, quantiles)
-        ),
+        ranked_od=tuple(as_rgb(od) for od in _ranked(tissues, stains, quantiles)),
     )
 
 

@@ -9,8 +9,6 @@ section 2). Every kind is a function of the pixel alone, fitted once per slide.
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
 from msgspec import structs
@@ -18,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wsi_stain.config import ColorReference, Rgb, Settings, StartImage
 from wsi_stain.errors import BundleError, ConfigError, NoTissueError
-from wsi_stain.stain.density import glass_alpha, is_stained, render_od
+from wsi_stain.stain.density import as_rgb, glass_alpha, is_stained, render_od
 from wsi_stain.stain.normalize import MIN_STAINED_PX, StainTransform
 
 __all__ = ["StartTransform", "fit_start"]
@@ -96,19 +94,17 @@ class StartTransform(Settings, frozen=True, kw_only=True):
             return self._render_ranked(densities, tissue)
         od = _follow_curve(densities[..., 0], self.curve_in, self.curve_out)
         od *= tissue
-        return _render_grey(od, self.target_white)
+        return _merge_light([np.exp(-od)] * 3, self.target_white)
 
     def _render_ranked(self, densities: Floats, tissue: Floats) -> Rgb8:
         eosin = np.clip(densities[..., 1], 0.0, _MAX_EOSIN)
-        channels = []
-        for level, knots, stroma in zip(
-            self.target_white, zip(*self.curve_rgb, strict=True), self.stroma_rgb, strict=True
-        ):
+        lights = []
+        for knots, stroma in zip(zip(*self.curve_rgb, strict=True), self.stroma_rgb, strict=True):
             od = _follow_curve(densities[..., 0], self.curve_in, knots)
             od += np.float32(stroma) * eosin
             od *= tissue
-            channels.append(cv2.convertScaleAbs(np.exp(-od.reshape(1, -1)), alpha=level))
-        return np.asarray(cv2.merge(channels), dtype=np.uint8).reshape(*tissue.shape, 3)
+            lights.append(np.exp(-od))
+        return _merge_light(lights, self.target_white)
 
     def _render(self, rgb: Rgb8) -> Rgb8:
         rows = np.array(self.rows)
@@ -162,7 +158,7 @@ def fit_start(
     """
     if not np.allclose(np.asarray(white, dtype=np.float64), transform.white):
         raise ConfigError(
-            f"White {_rgb(white)} is not that of the color map, {transform.white}.",
+            f"White {as_rgb(white)} is not that of the color map, {transform.white}.",
             hint="Fit the color map and the start image with the same white.",
         )
     if kind in ("stain", "source"):
@@ -189,9 +185,9 @@ def _colored(start: StartTransform, eosin: Doubles, reference: ColorReference) -
     pale = table[len(table) // 4]
     return structs.replace(
         start,
-        rows=(*start.rows, _rgb(eosin / reference.he_stain_c99[1])),
-        curve_rgb=tuple(_rgb(color) for color in np.stack(channels, axis=1)),
-        stroma_rgb=_rgb(STROMA_OD * pale / pale.mean()),
+        rows=(*start.rows, as_rgb(eosin / reference.he_stain_c99[1])),
+        curve_rgb=tuple(as_rgb(color) for color in np.stack(channels, axis=1)),
+        stroma_rgb=as_rgb(STROMA_OD * pale / pale.mean()),
     )
 
 
@@ -202,7 +198,7 @@ def _linear(
         kind=kind,
         stain=transform,
         target_white=reference.white,
-        rows=(_rgb(rows[0]), _rgb(rows[1]), _rgb(rows[2])),
+        rows=(as_rgb(rows[0]), as_rgb(rows[1]), as_rgb(rows[2])),
     )
 
 
@@ -243,7 +239,7 @@ def _matched(
         kind=kind,
         stain=transform,
         target_white=reference.white,
-        rows=(_rgb(row),),
+        rows=(as_rgb(row),),
         curve_in=curve_in,
         curve_out=curve_out,
     )
@@ -268,12 +264,10 @@ def _follow_curve(
     return od
 
 
-def _render_grey(od: Floats, white: Rgb) -> Rgb8:
-    light = np.exp(-od.reshape(1, -1))
-    channels = [cv2.convertScaleAbs(light, alpha=level) for level in white]
-    return np.asarray(cv2.merge(channels), dtype=np.uint8).reshape(*od.shape, 3)
-
-
-def _rgb(values: Any) -> Rgb:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
+def _merge_light(lights: list[Floats], white: Rgb) -> Rgb8:
+    """Scale the light of each channel, 0..1, to grey levels."""
+    rows = [
+        cv2.convertScaleAbs(light.reshape(1, -1), alpha=level)
+        for light, level in zip(lights, white, strict=True)
+    ]
+    return np.asarray(cv2.merge(rows), dtype=np.uint8).reshape(*lights[0].shape, 3)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wsi_stain.config import Rgb, Settings
+from wsi_stain.stain.density import as_rgb
 
 __all__ = ["WhitePoint", "estimate_white"]
 
@@ -74,8 +75,8 @@ def estimate_white(pixels: NDArray[np.uint8], background: ArrayLike) -> WhitePoi
     # Pale tissue is bright too, but spread over many levels; glass is one level.
     foot = np.count_nonzero(np.abs(below_peak - _FOOT) <= _HALF_WIDTH)
     if share < _MIN_FRACTION or len(glass) < _MIN_SHARPNESS * foot:
-        return WhitePoint(rgb=_rgb(stated), origin="background", glass_fraction=0.0)
-    return WhitePoint(rgb=_rgb(np.median(glass, axis=0)), origin="glass", glass_fraction=share)
+        return WhitePoint(rgb=as_rgb(stated), origin="background", glass_fraction=0.0)
+    return WhitePoint(rgb=as_rgb(np.median(glass, axis=0)), origin="glass", glass_fraction=share)
 
 
 def _brightest_peak(luma: NDArray[np.int64]) -> int:
@@ -87,8 +88,3 @@ def _brightest_peak(luma: NDArray[np.int64]) -> int:
     while top > 0 and smooth[top - 1] > smooth[top]:
         top -= 1
     return top
-
-
-def _rgb(values: NDArray[np.float64]) -> Rgb:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue

@@ -63,7 +63,7 @@ def local_information(a: torch.Tensor, b: torch.Tensor, window_sd_px: float) -> 
 
     Notes
     -----
-    Moments are smooth, so they are taken on every second pixel: an eighth of the work.
+    Moments are smooth, so they are taken on every second pixel: a sixth of the time.
 
     References
     ----------
