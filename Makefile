@@ -13,7 +13,7 @@ EDITABLE := --config-settings editable_mode=compat -e
 PINS := setup.cfg pyproject.toml .ci/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz lint format bench clean
+.PHONY: help demo test test-all fuzz lint format docs bench clean
 
 help:
 	@echo "make demo      translate a small real slide, check it, write its report ($(DEMO)/)"
@@ -22,6 +22,7 @@ help:
 	@echo "make fuzz      damaged inputs, N=$(N) of them from SEED=$(SEED) on"
 	@echo "make lint      style, types, import rules"
 	@echo "make format    put the style right"
+	@echo "make docs      the page of the command line, from the code"
 	@echo "make bench     one measurement per promise, as JSON lines"
 	@echo "make clean     remove .venv, the demo and caches"
 
@@ -52,6 +53,9 @@ lint: .venv/test.stamp .venv/lint.stamp
 format: .venv/lint.stamp
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: .venv/run.stamp
+	$(BIN)/python docs/reference.py
 
 bench: .venv/test.stamp .venv/bench.stamp
 	@set -e; for bench in tests/benchmarks/bench_*.py; do $(BIN)/python "$$bench"; done

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
+from click.shell_completion import ShellComplete
 
 from wsi_stain import verbs
-from wsi_stain.cli import SECTIONS, main
+from wsi_stain.cli import SECTIONS, cli, main
 from wsi_stain.config import BundleSpec
+from wsi_stain.files import sha256_any, size_bytes
+from wsi_stain.manifest import RunManifest
 from wsi_stain.translate.bundle import save_nets
 
 Run = Callable[..., tuple[int, str, str]]
@@ -56,6 +64,79 @@ def test_every_verb_has_a_section_and_a_help(run: Run) -> None:
         assert text.startswith("Usage: wsi-stain")
 
 
+@pytest.mark.parametrize("name", [name for names in SECTIONS.values() for name in names])
+def test_help_of_a_verb_is_short_and_its_examples_can_be_typed(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    assert not command.get_short_help_str(60).endswith("...")
+    lines = (command.help or "").splitlines()
+    examples = [line.strip() for line in lines if line.strip().startswith(f"wsi-stain {name}")]
+    assert examples
+    for example in examples:
+        words = shlex.split(re.split(r" >>? ", example)[0])[2:]
+        command.make_context(name, words)  # click refuses unknown flags and missing arguments
+
+
+def test_help_of_translate_lists_flags_by_what_they_are_about(run: Run) -> None:
+    _, out, _ = run("translate", "--help")
+    headings = [line for line in out.splitlines() if re.fullmatch(r"[A-Z][a-z ]+:", line)]
+    assert headings == ["Slide and tiles:", "Model:", "Output:", "Machine:", "More:"]
+    command = cli.get_command(click.Context(cli), "translate")
+    assert command is not None
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert f"  {parameter.opts[0]}" in out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_of_the_shell(run: Run, tmp_path: Path, shell: str) -> None:
+    code, out, _ = run("completion", shell)
+    assert code == 0
+    assert "_WSI_STAIN_COMPLETE" in out
+    if shell == "bash":
+        script = tmp_path / "complete.sh"
+        script.write_text(out)
+        bash = shutil.which("bash")
+        assert bash is not None
+        subprocess.run([bash, "-n", script], check=True)
+
+
+def test_completion_offers_verbs_and_flags() -> None:
+    found = ShellComplete(cli, {}, "wsi-stain", "_WSI_STAIN_COMPLETE")
+    assert "translate" in [item.value for item in found.get_completions([], "tr")]
+    flags = [item.value for item in found.get_completions(["translate"], "--o")]
+    assert flags == ["--out", "--overlap-px", "--overwrite"]
+    formats = [item.value for item in found.get_completions(["translate", "--format"], "")]
+    assert formats == ["ome-tiff", "ome-zarr"]
+
+
+def test_ome_zarr_is_made_validated_and_reported(
+    run: Run, tmp_path: Path, identity_bundle: Path, synthetic_slide: Path
+) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('[cluster]\nexecutor = "serial"\n')
+    flags = ["--bundle", identity_bundle, "--recipe", recipe, "--format", "ome-zarr"]
+    code, out, err = run("translate", synthetic_slide, "--out", tmp_path / "out", *flags)
+    assert code == 0
+    assert err.splitlines()[1].startswith("slide  generic-tiff, 1403 x 1101 px")
+    assert "next         wsi-stain report" in out
+    output = tmp_path / "out" / "synthetic_test.ome.zarr"
+    assert run("validate", output)[0] == 0
+    assert run("report", output)[0] == 0
+    (record,) = RunManifest.load(
+        output.with_name("synthetic_test.run") / "manifest.json"
+    ).content.outputs
+    assert (record.name, record.bytes, record.sha256) == (
+        output.name,
+        size_bytes(output),
+        sha256_any(output),
+    )
+    (output / "0" / "c" / "0" / "0" / "0").unlink()
+    code, _, err = run("validate", output)
+    assert code == 8
+    assert "shard 0/0/0 is missing" in err
+
+
 def test_translate_validate_and_plan_agree(
     run: Run, tmp_path: Path, identity_bundle: Path, synthetic_slide: Path
 ) -> None:
@@ -97,6 +178,7 @@ def test_plain_output_is_aligned_lines(run: Run, synthetic_slide: Path) -> None:
         (["validate", "{tmp}/text.svs"], 8, "not sound"),
         (["report", "{tmp}"], 8, "run"),
         (["translate"], 2, "Missing argument"),
+        (["translate", "{glass}", "--format", "ome-zarr", "--lossless"], 2, "always lossless"),
         (["train", "score", "--recipe", "{tmp}/none.toml", "--run", "{tmp}/r"], 2, "none.toml"),
         (["unknown"], 2, "No such command"),
     ],
@@ -135,9 +217,12 @@ def test_every_error_class_has_the_documented_code(run: Run) -> None:
 
 def test_doctor_and_versions_name_the_packages(run: Run) -> None:
     code, out, _ = run("doctor", "--json")
-    assert code == 0
     facts = json.loads(out)
+    assert code == (0 if facts["ok"] else 7)
     assert facts["versions"]["zarr"] != "missing"
+    code, out, _ = run("doctor")
+    assert code == (0 if facts["ok"] else 7)
+    assert ("Nothing is wrong with this machine." in out) == facts["ok"]
     code, out, _ = run("--versions")
     assert code == 0
     assert "openslide-bin" in out

@@ -94,7 +94,7 @@ def test_every_recipe_in_the_repository_loads(path: Path) -> None:
         "evaluate": EvaluateConfig,
         "translate": RunConfig,
     }
-    kind = kinds[path.parent.name]
+    kind = kinds[path.relative_to(REPOSITORY / "pipelines").parts[0]]
     settings, raw = load_recipe(path, kind)
     assert raw
     assert isinstance(settings, kind)

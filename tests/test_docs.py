@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 
 import click
 import pytest
 
-from wsi_stain.bundles import list_bundles
+import wsi_stain
+from wsi_stain.bundles import find_bundle, list_bundles, read_spec
 from wsi_stain.cli import cli
+from wsi_stain.config import RunConfig
+from wsi_stain.slides.sample import SAMPLE_NAME
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
@@ -108,3 +114,87 @@ def test_every_shipped_bundle_has_a_model_card() -> None:
         card = read(REPOSITORY / "wsi_stain/bundles" / name / "README.md")
         for heading in ("Training data", "Licence", "Limits", "Must not be used for"):
             assert heading in card, f"{name}: {heading}"
+
+
+def test_page_of_the_command_line_is_what_the_code_says() -> None:
+    reference = runpy.run_path(str(REPOSITORY / "docs/reference.py"))["reference"]
+    assert read(REPOSITORY / "docs/cli.md") == reference(), "run: make docs"
+
+
+def find(dotted: str) -> object:
+    """Import the module a dotted name begins with, and follow the rest."""
+    words = dotted.split(".")
+    for cut in range(len(words), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(words[:cut]))
+        except ModuleNotFoundError:
+            continue
+        for word in words[cut:]:
+            found = getattr(found, word)
+        return found
+    raise AssertionError(dotted)
+
+
+def test_every_equation_lives_where_the_method_page_says() -> None:
+    names = re.findall(r"`(wsi_stain(?:\.\w+)+)`", read(REPOSITORY / "docs/method.md"))
+    assert len(names) > 25
+    for name in names:
+        assert find(name) is not None, name
+    with pytest.raises(AttributeError):
+        find("wsi_stain.translate.noise.Schedule.lambda_t")
+
+
+def test_constants_of_the_method_page_are_those_of_the_shipped_bundle() -> None:
+    text = read(REPOSITORY / "docs/method.md")
+    spec = read_spec(find_bundle("ki67"))
+    assert f"beta linear from {spec.beta_first:.0e}".replace("e-0", "e-") in text
+    assert f"to {spec.beta_last}" in text
+    assert f"S is {spec.solver.start_step} where the paper has 300" in text
+    assert spec.teacher.steps == spec.teacher.start_step, "the teacher takes unit steps"
+    assert f"only for t <= {spec.guidance.contrast_below_step}" in text
+    assert f"tiles of {spec.tile_px} px overlap by {RunConfig().tiles.overlap_px} px" in text
+
+
+def test_words_at_the_head_of_a_question_are_printed_by_the_program() -> None:
+    source = "".join(read(path) for path in sorted((REPOSITORY / "wsi_stain").rglob("*.py")))
+    text = read(REPOSITORY / "docs/faq.md")
+    words = [
+        word
+        for heading in re.findall(r"^### (.*)$", text, re.MULTILINE)
+        for word in re.findall(r"`([^`]+)`", heading)
+    ]
+    assert len(words) > 6
+    for word in words:
+        assert word in source, word
+    flags = {flag for verb in VERBS.values() for flag in options_of(verb)}
+    for flag in re.findall(r"(--[a-z-]+)", text):
+        assert flag in flags, flag
+
+
+def test_data_statement_counts_what_the_bundle_says() -> None:
+    spec = read_spec(find_bundle("ki67"))
+    counted = re.search(r"of (\d+) images", spec.data_statement)
+    assert counted is not None
+    text = read(REPOSITORY / "docs/data.md")
+    assert f"saw {counted[1]} fields" in text
+    raw = json.loads((find_bundle("ki67") / "bundle.json").read_text())
+    assert {"licences", "data_statement"} <= set(raw)
+    assert SAMPLE_NAME in text
+
+
+def test_readme_lists_every_example_and_has_a_place_for_figures() -> None:
+    text = read(REPOSITORY / "README.md")
+    there = {path.name for path in (REPOSITORY / "examples").glob("*.py")}
+    assert set(re.findall(r"^\| `examples/(\w+\.py)` \|", text, re.MULTILINE)) == there
+    assert text.index("<!-- bench -->") < text.index("<!-- /bench -->")
+
+
+def test_python_of_the_readme_uses_the_six_names() -> None:
+    text = read(REPOSITORY / "README.md")
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        compile(block, "README.md", "exec")
+        for names in re.findall(r"from wsi_stain import (.*)", block):
+            assert {name.strip() for name in names.split(",")} <= set(wsi_stain.__all__)
+    assert len(wsi_stain.__all__) == 6
+    for name in wsi_stain.__all__:
+        assert callable(getattr(wsi_stain, name))

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
+from PIL import Image
 
 from wsi_stain.config import BundleSpec
 from wsi_stain.translate.bundle import save_nets
@@ -39,6 +42,50 @@ def test_write_pyramid_lists_its_levels(tmp_path: Path) -> None:
     out = tmp_path / "ramp.ome.tiff"
     assert run("write_pyramid.py", out) == ["3000 x 2000", "1500 x 1000", "750 x 500"]
     assert validate(out).ok
+
+
+def test_normalize_patch_shows_both_and_names_the_stains(
+    tmp_path: Path, synthetic_slide: Path
+) -> None:
+    (line,) = run("normalize_patch.py", synthetic_slide, tmp_path / "patch.png")
+    assert line.startswith("stains (OD): [")
+    both = np.asarray(Image.open(tmp_path / "patch.png"))
+    assert both.shape == (512, 1024, 3)
+    assert not np.array_equal(both[:, :512], both[:, 512:])
+
+
+def test_translate_array_gives_an_array_of_the_same_size(
+    tmp_path: Path, he_pixels: npt.NDArray[np.uint8]
+) -> None:
+    bundle = tmp_path / "identity"
+    save_nets(bundle, BundleSpec(name="identity", marker="Test", start_image="source"), {})
+    he = he_pixels[200:800, 100:800]
+    Image.fromarray(he).save(tmp_path / "he.png")
+    out = tmp_path / "ihc.png"
+    assert run("translate_array.py", tmp_path / "he.png", out, bundle) == ["(600, 700, 3)"]
+    seen = np.asarray(Image.open(out))
+    stained = he.min(axis=2) < 200  # glass gets the bundle's white
+    assert np.abs(seen[stained].astype(float) - he[stained]).mean() < 8
+
+
+def test_add_guidance_changes_what_the_term_is_about() -> None:
+    lines = run("add_guidance.py")
+    off = [float(line.split(" by ")[1].split()[0]) for line in lines]
+    assert off[1] < off[0]
+
+
+def test_compare_real_prints_a_row_per_slide(synthetic_slide: Path) -> None:
+    lines = run("compare_real.py", synthetic_slide, synthetic_slide)
+    assert len(lines) == 3
+    assert lines[1] == lines[2]
+    assert len(lines[1].split()) == 4
+
+
+def test_side_by_side_shows_both_slides(tmp_path: Path, synthetic_slide: Path) -> None:
+    out = tmp_path / "both.png"
+    run("side_by_side.py", synthetic_slide, synthetic_slide, out)
+    with Image.open(out) as both:
+        assert both.size == (2 * 176 + 16, 138)
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

@@ -59,3 +59,21 @@ def test_run_is_found_from_folder_pyramid_and_output_folder(tmp_path: Path) -> N
         find_run(tmp_path)
     with pytest.raises(OutputError, match=r"no manifest\.json"):
         find_run(tmp_path / "b.run")
+
+
+def test_files_of_an_ome_zarr_run_are_named_found_and_swept(tmp_path: Path) -> None:
+    files = RunFiles.of(tmp_path, Path("s.svs"), "Ki-67", "ome-zarr")
+    assert files.name == "s_ki67"
+    assert files.output.name == "s_ki67.ome.zarr"
+    assert files.unsound.name == "unsound.ome.zarr"
+    files.folder.mkdir()
+    files.manifest.write_text("{}")
+    for folder in (files.output, files.unsound):
+        folder.mkdir()
+        (folder / "zarr.json").write_text("{}")
+    for left_over in ("s_ki67.ome.zarr.part", "s_ki67.ome.zarr.old.part"):
+        (tmp_path / left_over / "0").mkdir(parents=True)
+    assert find_run(files.folder) == find_run(files.output) == find_run(tmp_path) == files
+    files.sweep()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s_ki67.ome.zarr", "s_ki67.run"]
+    assert not files.unsound.exists()

@@ -66,6 +66,7 @@ def test_file_follows_each_step_of_a_run(begin: Begin, tmp_path: Path) -> None:
             "done": 1,
             "total": 4,
             "seconds": 0.0,
+            "busy_seconds": 0.0,
             "attempts": 1,
         }
     ]

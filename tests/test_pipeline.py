@@ -13,7 +13,6 @@ import pytest
 import tifffile
 import torch
 
-from wsi_stain import stages
 from wsi_stain.config import BundleSpec, NetSpec, RunConfig, resolve_run_config
 from wsi_stain.dispatch import SerialExecutor
 from wsi_stain.errors import NoTissueError, OutputError, PlanError
@@ -22,6 +21,7 @@ from wsi_stain.lock import OutputLock
 from wsi_stain.manifest import Event, RunManifest
 from wsi_stain.pipeline import translate_slide
 from wsi_stain.planning import plan_slide, shard_size
+from wsi_stain.stages import picture
 from wsi_stain.translate.bundle import save_nets
 from wsi_stain.translate.networks import ScoreNet
 from wsi_stain.write.validate import validate
@@ -132,7 +132,8 @@ def test_manifest_tells_what_was_done_and_no_path(
     assert str(synthetic_slide.parent) not in result.files.manifest.read_text()
     assert not result.files.store.exists()
     ended = {event.stage for event in events if event.kind == "finish"}
-    assert ended == {"plan", "fill", "overview", "fit", "translate", "write", "validate"}
+    before, after = {"plan", "fit", "overview"}, {"validate", "annotate"}
+    assert ended == before | {"fill", "translate", "write"} | after
 
 
 class Stop(Exception):
@@ -176,7 +177,8 @@ def test_stopped_run_goes_on_to_the_same_bytes(
             done.append(event.done)
 
     resumed = translate_slide(small_slide, tmp_path / "b", config, listener=watch)
-    assert done[0] > 0, "finished shards are not read again"
+    if stage != "fit":  # the color is fitted before the first shard is there
+        assert done[0] > 0, "finished shards are not read again"
     assert resumed.files.output.read_bytes() == straight.files.output.read_bytes()
 
 
@@ -189,7 +191,7 @@ def test_changed_seed_voids_the_translated_shards_only(
             small_slide,
             tmp_path,
             settings(tiny_net_bundle, **flags),
-            listener=stopping_at("write", "start"),
+            listener=stopping_at("translate", "finish"),
         )
     plan = plan_slide(small_slide, settings(tiny_net_bundle, **flags, seed=1))
     plan.source.close()
@@ -272,7 +274,7 @@ def test_unsound_output_is_an_error_not_a_result(
     def blank(*_: object, **__: object) -> Iterator[Pixels]:
         yield np.full((1101, 1403, 3), 243, np.uint8)
 
-    monkeypatch.setattr(stages, "stitch_bands", blank)
+    monkeypatch.setattr(picture, "stitch_bands", blank)
     with pytest.raises(OutputError, match=r"not sound.*blank"):
         translate_slide(synthetic_slide, tmp_path, settings(identity_bundle))
 

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from wsi_stain.config import BundleSpec, NetSpec, RunConfig, resolve_run_config
-from wsi_stain.errors import DeviceError, OutputError
+from wsi_stain.errors import DeviceError, DiskFullError, OutputError
 from wsi_stain.geometry import Scale, Size
 from wsi_stain.layout import RunFiles
 from wsi_stain.manifest import Event, RunManifest
@@ -199,7 +199,7 @@ def test_damaged_and_lost_shards_are_found_and_made_again(
 ) -> None:
     config = settings(bundle, tmp_path)
     with pytest.raises(Stop):
-        translate_slide(slide, tmp_path, config, listener=stop_at("write", "start"))
+        translate_slide(slide, tmp_path, config, listener=stop_at("translate", "finish"))
     store = RunFiles.of(tmp_path, slide, "Test").store
     os.truncate(store / "he/c/0/0/0/0", 1000)
     (store / "he/c/1/0/0/0").unlink()
@@ -259,12 +259,12 @@ def test_store_is_made_again_when_a_kill_left_any_part_of_it(
 
 
 @contextmanager
-def largest_file_from(stage: str, n_bytes: int) -> Iterator[Callable[[Event], None]]:
-    """Give a listener: from a stage on the kernel refuses larger files, as a full disk would."""
+def largest_file_from(stage: str, kind: str, n_bytes: int) -> Iterator[Callable[[Event], None]]:
+    """Give a listener: from an event on the kernel refuses larger files, as a full disk would."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def listen(event: Event) -> None:
-        if (event.stage, event.kind) == (stage, "start"):
+        if (event.stage, event.kind) == (stage, kind):
             resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
 
     try:
@@ -274,20 +274,25 @@ def largest_file_from(stage: str, n_bytes: int) -> Iterator[Callable[[Event], No
 
 
 @pytest.mark.parametrize(
-    ("stage", "n_bytes", "what"),
-    [("plan", 2_000, "manifest"), ("fill", 50_000, "of he"), ("write", 30_000, "ome.tiff")],
+    ("stage", "kind", "n_bytes", "what"),
+    [
+        ("plan", "start", 2_000, "manifest"),
+        ("fill", "start", 50_000, "of he"),
+        ("translate", "finish", 30_000, "ome.tiff"),
+    ],
 )
 def test_full_disk_is_told_and_the_run_goes_on_when_there_is_space(
-    stage: str, n_bytes: int, what: str, tmp_path: Path, bundle: Path, slide: Path
+    stage: str, kind: str, n_bytes: int, what: str, tmp_path: Path, bundle: Path, slide: Path
 ) -> None:
     config = settings(bundle, tmp_path)
     files = RunFiles.of(tmp_path / "out", slide, "Test")
     with (
-        largest_file_from(stage, n_bytes) as listen,
-        pytest.raises(OutputError, match="cannot be written") as caught,
+        largest_file_from(stage, kind, n_bytes) as listen,
+        pytest.raises(DiskFullError, match=r"written: .* \([\d,]+ bytes free\)") as caught,
     ):
         translate_slide(slide, tmp_path / "out", config, listener=listen)
     assert what in caught.value.message
+    assert "same command" in caught.value.hint
     assert caught.value.exit_code == 8
     assert not files.output.exists()
     assert not [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".part")]
@@ -299,7 +304,7 @@ def test_net_that_gives_nan_is_named(tmp_path: Path, slide: Path) -> None:
     weights["tail.weight"] = torch.full_like(weights["tail.weight"], torch.nan)
     spec = BundleSpec(name="nan", marker="Test", tile_px=128, net=NET, start_image="stain")
     save_nets(tmp_path / "nan", spec, {"score": weights})
-    with pytest.raises(DeviceError, match="score net gave a value that is not finite") as caught:
+    with pytest.raises(DeviceError, match="net gave a value that is not finite") as caught:
         translate_slide(slide, tmp_path / "out", settings(tmp_path / "nan", tmp_path))
     assert caught.value.exit_code == 7
     assert not list((tmp_path / "out").glob("*.tiff*"))

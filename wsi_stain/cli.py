@@ -21,9 +21,9 @@ __all__ = ["SECTIONS", "cli", "main"]
 
 # Heading to verbs, in the order of use. Verb `x` is the command `x` of module `verbs.x`.
 SECTIONS = {
-    "One slide": ["translate", "plan", "info", "validate", "report"],
-    "Start here": ["sample", "doctor"],
-    "Models": ["train", "evaluate"],
+    "One slide": ["translate", "plan", "info", "validate", "report", "quantify"],
+    "Start here": ["sample", "doctor", "completion"],
+    "Models": ["train", "distill", "evaluate"],
 }
 
 

@@ -110,8 +110,9 @@ def _worker_specs(
 
     memory_bytes = memory_bytes or int(MEMORY_SHARE * MEMORY_LIMIT)
     n_threads = max(1, available_cores() // n_workers) if devices else 1
-    options = {
-        "nthreads": 1,
+    options: dict[str, Any] = {
+        # On a device one thread reads the next shard while the other translates.
+        "nthreads": 2 if devices else 1,
         "host": LOOPBACK,
         "protocol": "tcp://",
         "dashboard": False,

@@ -1,6 +1,6 @@
-"""What a person sees in the terminal: bars with ETA, plain lines, one-line errors.
+"""What a person sees in the terminal: plan, bars with ETA or plain lines, summary.
 
-In: events, errors, tables. Out: text on stdout and stderr. Not here: any decision.
+In: events, tables. Out: text on stdout and stderr. Not here: any decision.
 
 Facts and results go to stdout, progress and errors to stderr, so that pipes stay clean.
 """
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -25,7 +26,7 @@ from rich.progress import (
 
 from wsi_stain.manifest import Event
 
-__all__ = ["ProgressDisplay", "print_facts"]
+__all__ = ["ProgressDisplay", "plan_rows", "print_facts", "print_summary", "summary_rows"]
 
 STAGE_NAMES = {
     "run": "note",
@@ -36,10 +37,17 @@ STAGE_NAMES = {
     "translate": "translate",
     "write": "stitch and write",
     "validate": "validate",
+    "annotate": "outline for QuPath",
+    "quantify": "measure stain",
     "report": "report",
     "train": "train",
 }
+UNITS = {"fill": "tiles", "translate": "tiles", "write": "rows", "train": "samples"}
 PLAIN_EVERY_S = 15.0
+SUMMARY_KEYS = frozenset(
+    {"output", "run folder", "size", "pixel size um", "bytes", "tiles", "seconds", "flags"}
+    | {"notes", "note"}
+)
 
 
 class ProgressDisplay:
@@ -57,9 +65,9 @@ class ProgressDisplay:
         self._live = console.is_terminal and not quiet
         self._progress = Progress(
             TextColumn("{task.description:<18}"),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:>12}"),
+            TextColumn("{task.fields[rate]:>13}"),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
@@ -92,10 +100,12 @@ class ProgressDisplay:
             self._draw(event)
         else:
             self._write(event)
+        if event.facts:
+            self._say(_aligned(plan_rows(event.facts)))
 
     def _draw(self, event: Event) -> None:
         if event.kind == "note":
-            self._progress.console.print(event.text, highlight=False, markup=False)
+            self._say([event.text])
             return
         name = STAGE_NAMES.get(event.stage, event.stage)
         if event.stage not in self._bars:
@@ -111,33 +121,105 @@ class ProgressDisplay:
             )
 
     def _rate(self, event: Event) -> str:
-        began, done = self._began.get(event.stage, (time.monotonic(), event.done))
-        seconds = time.monotonic() - began
-        return f"{(event.done - done) / seconds:.1f} /s" if seconds > 0.5 else ""
+        per_s = self._per_s(event)
+        return f"{per_s:.1f} {UNITS.get(event.stage, '')}/s" if per_s else ""
+
+    def _per_s(self, event: Event) -> float:
+        """Units per second since the stage began; 0 while it is too early to say."""
+        began_s, done = self._began.get(event.stage, (time.monotonic(), event.done))
+        seconds = time.monotonic() - began_s
+        return (event.done - done) / seconds if seconds > 0.5 else 0.0
 
     def _write(self, event: Event) -> None:
         name = STAGE_NAMES.get(event.stage, event.stage)
-        now = time.monotonic()
+        now_s = time.monotonic()
         if event.kind == "note":
-            print(f"{name}: {event.text}", file=sys.stderr, flush=True)  # noqa: T201
+            self._say([f"{name}: {event.text}"])
         elif event.kind == "finish":
-            began, _ = self._began.get(event.stage, (now, 0))
-            print(f"{name}: done in {now - began:.1f} s", file=sys.stderr, flush=True)  # noqa: T201
-        elif event.kind == "advance" and now - self._printed_s > PLAIN_EVERY_S:
-            self._printed_s = now
-            began, done = self._began.get(event.stage, (now, event.done))
-            rate = (event.done - done) / max(1e-9, now - began)
-            left_s = (event.total - event.done) / rate if rate > 0 else float("inf")
-            text = f"{name}: {event.done}/{event.total}, {rate:.2f} /s, {left_s:.0f} s left"
-            print(text, file=sys.stderr, flush=True)  # noqa: T201
+            began_s, _ = self._began.get(event.stage, (now_s, 0))
+            self._say([f"{name}: done in {now_s - began_s:.1f} s"])
+        elif event.kind == "advance" and now_s - self._printed_s > PLAIN_EVERY_S:
+            self._printed_s = now_s
+            per_s = self._per_s(event)
+            left = f", {duration((event.total - event.done) / per_s)} left" if per_s else ""
+            self._say([f"{name}: {event.done}/{event.total}, {self._rate(event)}{left}"])
+
+    def _say(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            if self._live:
+                self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            else:
+                print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def plan_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Word the facts of a plan in four rows: slide, model, plan, needs."""
+    um = facts["pixel size um"]
+    slide = f"{facts['format']}, {facts['size']}, {um} um/px (from {facts['pixel size from']})"
+    out = f"{facts['output size']}, {facts['output pixel size um']} um/px"
+    needs = (
+        f"about {duration(60 * facts['minutes (about)'])}, "
+        f"{megabytes(facts['memory MB (about)'])} of memory, "
+        f"{megabytes(facts['scratch disk MB'])} of scratch disk, "
+        f"{megabytes(facts['output MB (about)'])} for the output"
+    )
+    return [
+        ("slide", slide),
+        ("model", str(facts["bundle"])),
+        ("plan", f"{facts['tiles'].replace(' of ', ' tiles of ', 1)} -> {out}"),
+        ("needs", needs),
+    ]
+
+
+def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Word the end of a run: files, flags, time per stage, and whatever else is in the summary."""
+    picture = f"{summary['size']}, {summary['pixel size um']} um/px, {summary['tiles']} tiles"
+    if "bytes" in summary:
+        picture += f", {megabytes(summary['bytes'] / 1e6)}"
+    seconds = summary["seconds"]
+    times = [f"{STAGE_NAMES.get(name, name)} {duration(s)}" for name, s in seconds.items()]
+    others = [(n, _plain(v)) for n, v in summary.items() if n not in SUMMARY_KEYS and v]
+    return [
+        ("virtual IHC", str(summary["output"])),
+        ("picture", picture),
+        ("run folder", str(summary["run folder"])),
+        *others,
+        ("flags", "; ".join(summary.get("flags", ())) or "none"),
+        ("time", ", ".join(times)),
+        ("next", f"wsi-stain report {summary['run folder']}"),
+        ("note", str(summary["note"])),
+    ]
+
+
+def print_summary(summary: Mapping[str, Any]) -> None:
+    """Print the end of a run on stdout."""
+    print(*_aligned(summary_rows(summary)), sep="\n")  # noqa: T201
 
 
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:
     """Print name and value, aligned; a list or mapping on one line, an empty one not at all."""
     rows = [(name, _plain(value)) for name, value in facts if value not in ([], {}, "")]
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"{name:<{width}}  {value}")  # noqa: T201
+    print(*_aligned(rows), sep="\n")  # noqa: T201
+
+
+def duration(seconds: float) -> str:
+    """Word a time: "0.4 s", "64 s", "12 min", "3.1 h"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def megabytes(size_mb: float) -> str:
+    """Word a size: "0.3 MB", "31.9 MB", "1.8 GB"."""
+    return f"{size_mb:.1f} MB" if size_mb < 1000 else f"{size_mb / 1000:.1f} GB"
+
+
+def _aligned(rows: Iterable[tuple[str, str]]) -> list[str]:
+    rows = list(rows)
+    width = max((len(name) for name, _ in rows), default=0)
+    return [f"{name:<{width}}  {value}" for name, value in rows]
 
 
 def _plain(value: object) -> str:

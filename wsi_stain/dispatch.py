@@ -1,16 +1,16 @@
-"""Run one task over shard numbers: in this process, or on workers of a local Dask cluster.
+"""Run tasks over shard numbers: in this process, or on workers of a local Dask cluster.
 
-In: a task, numbers, settings. Out: results as they come. Not here: what a shard is, torch, how a
-cluster is started (`cluster`).
+In: tasks, numbers, settings. Out: results as they come. Not here: what a shard is, torch, how a
+cluster is started (`cluster`), what all executors promise (`executor`).
 
-The task is sent to each worker once; after that only numbers travel, and results should be small
-(a task's real input and output are files). One worker is one process with one thread, on one
-CUDA device or one core.
+A task is sent to each worker once; after that only numbers travel, and results should be small
+(a task's real input and output are files). One worker is one process, on one CUDA device or one
+core. It does one shard of a step at a time, so two threads of a worker keep a device busy: one
+reads while the other translates.
 
-Failure policy, the same for all executors: a shard that raises is tried again, up to `attempts`
-times; the other shards go on to the end; then the failed ones are named in one error. A worker
-that dies in mid-shard is replaced and its shard redone. A shard whose workers die again and again
-is tried once more by itself, since a neighbor may have been to blame, before it counts as failed.
+A worker that dies in mid-shard is replaced and its shard redone. A shard whose workers die again
+and again is tried once more by itself, since a neighbor may have been to blame, before it counts
+as failed.
 """
 
 from __future__ import annotations
@@ -19,118 +19,48 @@ import contextlib
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from wsi_stain.cluster import available_cores, local_cluster, visible_devices
 from wsi_stain.config import ClusterConfig
-from wsi_stain.errors import DeviceError, WsiStainError
+from wsi_stain.errors import DeviceError, DiskFullError
+from wsi_stain.executor import (
+    RESUME_HINT,
+    Chain,
+    Done,
+    Executor,
+    Failure,
+    SerialExecutor,
+    ShardsFailed,
+    Step,
+    StepRunner,
+    Task,
+    chains_of,
+    raise_failures,
+)
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
 __all__ = [
     "DaskExecutor",
+    "Done",
     "Executor",
     "SerialExecutor",
     "ShardsFailed",
+    "Step",
     "Task",
     "open_executor",
 ]
 
-T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 POLL_S = 5.0
 NO_WORKER_S = 60.0
-NAMED_SHARDS = 10
-ERROR_TEXT_CHARS = 300
-RESUME_HINT = "Finished shards are kept: the same command tries only the failed ones again."
 
 
-class Task(Protocol[T_co]):
-    """What is done to one shard: can be pickled, and may be called twice with the same number."""
-
-    def __call__(self, number: int, /) -> T_co:
-        """Do shard `number`."""
-        ...
-
-
-class Executor(Protocol):
-    """Something that can run a task over numbers."""
-
-    def run(self, task: Task[T], numbers: Sequence[int]) -> Iterator[tuple[int, T]]:
-        """Run `task` on each number.
-
-        Parameters
-        ----------
-        task
-            See `Task`.
-        numbers
-            Shard numbers.
-
-        Yields
-        ------
-        tuple
-            Number and result, in order of completion.
-
-        Raises
-        ------
-        WsiStainError
-            After all others are done, where every failed shard failed with one: the first, with
-            the failed shards named.
-        ShardsFailed
-            After all others are done, where shards failed in any other way.
-        """
-        ...
-
-
-class ShardsFailed(DeviceError):
-    """Shards that failed after all attempts (exit code 7)."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A shard that was given up, and why."""
-
-    number: int
-    error: BaseException
-
-
-@dataclass(frozen=True)
-class SerialExecutor:
-    """Runs shards one after the other in this process: the reference, and for debugging.
-
-    Attributes
-    ----------
-    attempts
-        How often a shard that raises is tried in all.
-    """
-
-    attempts: int = 2
-
-    def run(self, task: Task[T], numbers: Sequence[int]) -> Iterator[tuple[int, T]]:
-        """See `Executor.run`; here the order is that of `numbers`."""
-        failures = []
-        for number in numbers:
-            try:
-                result = self._try(task, number)
-            except Exception as error:
-                failures.append(Failure(number, error))
-            else:
-                yield number, result
-        _raise_failures(failures, len(numbers), self.attempts)
-
-    def _try(self, task: Task[T], number: int) -> T:
-        for _ in range(self.attempts - 1):
-            with contextlib.suppress(Exception):
-                return task(number)
-        return task(number)
-
-
-class DaskExecutor:
+class DaskExecutor(StepRunner):
     """Runs shards on the workers of a Dask cluster.
 
     Memory bound: the scheduler holds at most two shards' bookkeeping per worker, and workers hold
@@ -139,44 +69,60 @@ class DaskExecutor:
     Parameters
     ----------
     client
-        Connected to a cluster whose workers have one thread each.
+        Connected to a cluster.
     n_workers
         How many workers the cluster has when all are up.
     attempts
         How often a shard that raises is tried in all.
+    places
+        Step name to the Dask resources that a worker must have for it, as ``{"GPU": 1}``.
     """
 
-    def __init__(self, client: Client, *, n_workers: int, attempts: int = 2) -> None:
+    def __init__(
+        self,
+        client: Client,
+        *,
+        n_workers: int,
+        attempts: int = 2,
+        places: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
         self._client = client
         self._window = 2 * n_workers
         self._attempts = attempts
+        self._places = places or {}
 
-    def run(self, task: Task[T], numbers: Sequence[int]) -> Iterator[tuple[int, T]]:
-        """See `Executor.run`."""
-        name = f"task-{uuid.uuid4().hex}"
-        failures, suspects = [], []
-        self._send(task, name)
+    def run_steps(self, steps: Sequence[Step]) -> Iterator[Done]:
+        """See `Executor.run_steps`."""
+        chains, failures, suspects = chains_of(steps), list[Failure](), list[Chain]()
+        with self._sent(steps) as names:
+            for window, first_try in ((self._window, True), (1, False)):
+                waiting = chains if first_try else suspects
+                for chain, future in self._finished(steps, names, waiting, window):
+                    if future.status == "finished":
+                        name = steps[chain.steps[0]].name
+                        yield Done(name, chain.number, self._result(future))
+                    elif first_try and _was_killed(future):
+                        suspects.append(chain)
+                    else:
+                        failures.append(Failure(chain.number, _given_up(future)))
+        raise_failures(failures, len(chains), self._attempts)
+
+    @contextmanager
+    def _sent(self, steps: Sequence[Step]) -> Iterator[list[str]]:
+        """Have the tasks at all workers, each under a name of its own."""
+        names = [f"{step.name}-{uuid.uuid4().hex}" for step in steps]
         try:
-            for number, future in self._finished(name, numbers, self._window):
-                if future.status == "finished":
-                    yield number, future.result()
-                elif _was_killed(future):
-                    suspects.append(number)
-                else:
-                    failures.append(Failure(number, _error_of(future)))
-            for number, future in self._finished(name, suspects, 1):
-                if future.status == "finished":
-                    yield number, future.result()
-                else:
-                    failures.append(Failure(number, _error_of(future)))
+            for name, step in zip(names, steps, strict=True):
+                self._send(step.task, name)
+            yield names
         finally:
-            # Frees what the task loaded. After an interrupt the cluster may be gone already.
-            with contextlib.suppress(OSError):
-                self._client.unregister_worker_plugin(name)
-        _raise_failures(failures, len(numbers), self._attempts)
+            # Frees what the tasks loaded. After an interrupt the cluster may be gone already.
+            for name in names:
+                with contextlib.suppress(OSError, CancelledError):
+                    self._client.unregister_worker_plugin(name)
 
     def _send(self, task: Task[Any], name: str) -> None:
-        """Give the task to all workers; a worker that dies in between breaks one attempt."""
+        """Give a task to all workers; a worker that dies in between breaks one attempt."""
         for last in (False, False, True):
             try:
                 self._client.register_plugin(_carrier(task), name=name)
@@ -187,21 +133,41 @@ class DaskExecutor:
                 return
 
     def _finished(
-        self, name: str, numbers: Iterable[int], window: int
-    ) -> Iterator[tuple[int, Future[Any]]]:
-        """Keep at most `window` shards in the cluster; give each as it ends, well or not."""
-        waiting, running = deque(numbers), dict[Any, int]()
+        self, steps: Sequence[Step], names: list[str], chains: Iterable[Chain], window: int
+    ) -> Iterator[tuple[Chain, Future[Any]]]:
+        """Keep at most `window` shards in the cluster; give each step as it ends, well or not."""
+        waiting, running = deque(chains), dict[Any, Chain]()
+
+        def submit(chain: Chain) -> None:
+            step = chain.steps[0]
+            future = self._client.submit(
+                _run_shard,
+                names[step],
+                chain.number,
+                pure=False,
+                retries=self._attempts - 1,
+                priority=-chain.number,
+                resources=dict(self._places.get(steps[step].name, {})) or None,
+            )
+            running[future] = chain
+
         while waiting or running:
             while waiting and len(running) < window:
-                number = waiting.popleft()
-                future = self._client.submit(
-                    _run_shard, name, number, pure=False, retries=self._attempts - 1
-                )
-                running[future] = number
+                submit(waiting.popleft())
             for future in self._wait(list(running)):
                 # A result whose worker died since is pending again, and stays with us.
-                if future.status != "pending":
-                    yield running.pop(future), future
+                if future.status == "pending":
+                    continue
+                chain = running.pop(future)
+                if future.status == "finished" and len(chain.steps) > 1:
+                    submit(Chain(chain.number, chain.steps[1:]))
+                yield chain, future
+
+    def _result(self, future: Future[Any]) -> Any:
+        try:
+            return future.result()
+        except CancelledError as error:
+            raise _scheduler_lost() from error
 
     def _wait(self, futures: list[Future[Any]]) -> Iterable[Future[Any]]:
         """Wait until a future ends; fail where no worker is left to end any."""
@@ -214,7 +180,7 @@ class DaskExecutor:
             except TimeoutError:
                 pass
             except CancelledError as error:
-                raise DeviceError("The workers' scheduler was lost.", hint=RESUME_HINT) from error
+                raise _scheduler_lost() from error
             if self._client.scheduler_info(n_workers=1)["workers"]:
                 alone_since_s = None
                 continue
@@ -224,6 +190,10 @@ class DaskExecutor:
                     f"All workers died and none came back within {NO_WORKER_S:.0f} s.",
                     hint=RESUME_HINT,
                 )
+
+
+def _scheduler_lost() -> DeviceError:
+    return DeviceError("The workers' scheduler was lost.", hint=RESUME_HINT)
 
 
 def open_executor(
@@ -259,6 +229,7 @@ def _local_dask(config: ClusterConfig, devices: Sequence[str]) -> Iterator[Execu
 def _carrier(task: Callable[[int], Any]) -> Any:
     """Wrap a task so that each worker gets it once; a restarted worker gets it again."""
     import signal
+    import threading
 
     from distributed import Worker, WorkerPlugin
 
@@ -267,6 +238,7 @@ def _carrier(task: Callable[[int], Any]) -> Any:
             self.task = task
 
         def setup(self, worker: Worker) -> None:
+            self.turn = threading.Lock()
             # Ctrl-C reaches the whole process group; only the main process answers to it.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -278,13 +250,21 @@ def _run_shard(name: str, number: int) -> Any:
     from distributed import get_worker
 
     carrier: Any = get_worker().plugins[name]
-    return carrier.task(number)
+    with carrier.turn:
+        return carrier.task(number)
 
 
 def _was_killed(future: Future[Any]) -> bool:
     from distributed import KilledWorker
 
     return isinstance(future.exception(), KilledWorker)
+
+
+def _given_up(future: Future[Any]) -> BaseException:
+    error = _error_of(future)
+    if isinstance(error, DiskFullError):
+        raise error
+    return error
 
 
 def _error_of(future: Future[Any]) -> BaseException:
@@ -295,22 +275,3 @@ def _error_of(future: Future[Any]) -> BaseException:
         )
     error = future.exception()
     return error if isinstance(error, BaseException) else DeviceError(f"lost ({future.status})")
-
-
-def _raise_failures(failures: list[Failure], total: int, attempts: int) -> None:
-    """Name the failed shards in one error: of their own class where they share one of ours."""
-    if not failures:
-        return
-    ordered = sorted(failures, key=lambda failure: failure.number)
-    first = ordered[0].error
-    numbers = ", ".join(str(failure.number) for failure in ordered[:NAMED_SHARDS])
-    more = ", ..." if len(ordered) > NAMED_SHARDS else ""
-    tried = f"{attempts} attempts" if attempts > 1 else "1 attempt"
-    shards = f"{len(ordered)} of {total} shards failed after {tried}: {numbers}{more}"
-    classes = {type(failure.error) for failure in ordered}
-    if isinstance(first, WsiStainError) and len(classes) == 1:
-        message = f"{first.message.rstrip('.')} ({shards})."
-        raise type(first)(message, hint=first.hint or RESUME_HINT) from first
-    text = " ".join(str(first).split())[:ERROR_TEXT_CHARS]
-    message = f"{shards}; the first with {type(first).__name__}: {text.rstrip('.')}."
-    raise ShardsFailed(message, hint=RESUME_HINT) from first

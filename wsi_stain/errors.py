@@ -13,6 +13,7 @@ __all__ = [
     "BundleError",
     "ConfigError",
     "DeviceError",
+    "DiskFullError",
     "MppUnknownError",
     "NoTissueError",
     "OutputError",
@@ -96,6 +97,10 @@ class OutputError(WsiStainError, OSError):
     """An output that cannot be written, exists already, or is not sound (exit code 8)."""
 
     exit_code = 8
+
+
+class DiskFullError(OutputError):
+    """No space, or no quota, for an output (exit code 8): further work cannot be kept either."""
 
 
 class BatchError(WsiStainError, RuntimeError):

@@ -8,17 +8,33 @@ by `os.replace`; the folder is flushed last, so that a power cut cannot lose the
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
+import shutil
 from pathlib import Path
 
-from wsi_stain.errors import OutputError
+from wsi_stain.errors import DiskFullError, OutputError
 
-__all__ = ["PART_SUFFIX", "atomic_write_bytes", "flush_to_disk", "replace_durably", "sha256_file"]
+__all__ = [
+    "PART_SUFFIX",
+    "atomic_write_bytes",
+    "cannot_write",
+    "flush_to_disk",
+    "flush_tree",
+    "land_folder",
+    "remove_any",
+    "replace_durably",
+    "sha256_any",
+    "sha256_file",
+    "size_bytes",
+]
 
 PART_SUFFIX = ".part"
+OLD_SUFFIX = f".old{PART_SUFFIX}"
 FILE_MODE = 0o644
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
@@ -50,10 +66,36 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
             raise
         replace_durably(part, path)
     except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror}.",
-            hint="Check free space and permissions, or choose another folder with --out.",
-        ) from error
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError, what: str = "") -> OutputError:
+    """Word a refusal of the file system: which file, why, and how much space there is.
+
+    Parameters
+    ----------
+    path
+        File or folder that was written to; it need not exist.
+    error
+        What the system said.
+    what
+        Words for the thing that could not be written; empty: the path.
+
+    Returns
+    -------
+    OutputError
+        A `DiskFullError` where space or quota is at its end.
+    """
+    reason = f"{what or path} cannot be written: {error.strerror or error}"
+    if error.errno not in NO_SPACE:
+        hint = "Check the folder and its permissions, or choose another one: --out DIR."
+        return OutputError(f"{reason}.", hint=hint)
+    there = next(folder for folder in path.absolute().parents if folder.is_dir())
+    return DiskFullError(
+        f"{reason} ({shutil.disk_usage(there).free:,} bytes free).",
+        hint="Free space, then type the same command again: it goes on from here. Or choose "
+        "another folder: --out DIR.",
+    )
 
 
 def replace_durably(part: Path, path: Path) -> None:
@@ -93,3 +135,52 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def flush_tree(folder: Path) -> None:
+    """Force a folder, all its files and folders out of the cache and on the disk."""
+    for path in (folder, *folder.rglob("*")):
+        flush_to_disk(path)
+
+
+def land_folder(part: Path, path: Path) -> None:
+    """Give a finished folder, already flushed, its final name.
+
+    A folder cannot replace another, so an old one steps aside first: for a moment there is none
+    under the name, never a part of one.
+
+    Raises
+    ------
+    OSError
+        As the file system says.
+    """
+    old = path.with_name(path.name + OLD_SUFFIX)
+    remove_any(old)
+    if path.exists():
+        path.replace(old)
+    part.replace(path)
+    flush_to_disk(path.parent)
+    remove_any(old)
+
+
+def remove_any(path: Path) -> None:
+    """Remove a file or a whole folder; nothing there is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def size_bytes(path: Path) -> int:
+    """Measure a file, or all files of a folder."""
+    files = path.rglob("*") if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def sha256_any(path: Path) -> str:
+    """Digest a file, or a folder: then of the lines ``<digest>  <name in the folder>``, sorted."""
+    if not path.is_dir():
+        return sha256_file(path)
+    names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    lines = "".join(f"{sha256_file(path / name)}  {name}\n" for name in names)
+    return hashlib.sha256(lines.encode()).hexdigest()

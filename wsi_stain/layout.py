@@ -3,13 +3,15 @@
 In: output folder, slide name, marker. Out: paths. Not here: writing (but left-overs go here).
 
 ```
-out/<slide>_<marker>.ome.tiff
-out/<slide>_<marker>.run/   manifest.json  lock  store/  he/  report/
+out/<slide>_<marker>.ome.tiff                      or .ome.zarr
+out/<slide>_<marker>.geojson
+out/<slide>_<marker>.run/   manifest.json  lock  store/  he/  report/  tiles.csv  qupath.groovy
 ```
 """
 
 from __future__ import annotations
 
+import glob
 import re
 import shutil
 import unicodedata
@@ -17,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_stain.errors import OutputError
-from wsi_stain.files import PART_SUFFIX
+from wsi_stain.files import PART_SUFFIX, remove_any
 
 __all__ = ["RunFiles", "find_run"]
 
 OUTPUT_SUFFIX = ".ome.tiff"
+OUTPUT_SUFFIXES = {"ome-tiff": OUTPUT_SUFFIX, "ome-zarr": ".ome.zarr"}  # by format
 RUN_SUFFIX = ".run"
 NAME_MAX_BYTES = 120
 SLUG_MAX_CHARS = 40
@@ -43,8 +46,8 @@ class RunFiles:
     folder: Path
 
     @classmethod
-    def of(cls, out: Path, slide: Path, marker: str) -> RunFiles:
-        """Name the files of a run.
+    def of(cls, out: Path, slide: Path, marker: str, pyramid: str = "ome-tiff") -> RunFiles:
+        """Name the files of a run; `pyramid` is the format of the output.
 
         Raises
         ------
@@ -52,10 +55,15 @@ class RunFiles:
             The output would be the slide itself.
         """
         name = f"{safe_name(slide.name)}_{slug(marker)}"
-        files = cls(out / (name + OUTPUT_SUFFIX), out / (name + RUN_SUFFIX))
+        files = cls(out / (name + OUTPUT_SUFFIXES[pyramid]), out / (name + RUN_SUFFIX))
         if files.output.exists() and slide.exists() and files.output.samefile(slide):
             raise OutputError(f"Output {files.output} is the slide itself.", hint="Use --out.")
         return files
+
+    @property
+    def name(self) -> str:
+        """What all of them begin with."""
+        return self.folder.name.removesuffix(RUN_SUFFIX)
 
     @property
     def manifest(self) -> Path:
@@ -80,12 +88,27 @@ class RunFiles:
     @property
     def unsound(self) -> Path:
         """A pyramid that did not pass its check."""
-        return self.folder / "unsound.ome.tiff"
+        return self.folder / f"unsound{self.output.name.removeprefix(self.name)}"
 
     @property
     def he(self) -> Path:
         """The folder of H&E pictures that the report needs."""
         return self.folder / "he"
+
+    @property
+    def geojson(self) -> Path:
+        """What QuPath shows over the pyramid."""
+        return self.output.with_name(f"{self.name}.geojson")
+
+    @property
+    def qupath(self) -> Path:
+        """The script that opens H&E and pyramid in QuPath."""
+        return self.folder / "qupath.groovy"
+
+    @property
+    def tile_scores(self) -> Path:
+        """The table of tiles, their scores and flags."""
+        return self.folder / "tiles.csv"
 
     @property
     def report(self) -> Path:
@@ -103,9 +126,9 @@ class RunFiles:
         try:
             if self.discarded.exists():
                 shutil.rmtree(self.discarded)
-            parts = [*self.folder.glob(f".*{PART_SUFFIX}"), Path(f"{self.output}{PART_SUFFIX}")]
-            for path in (*parts, self.unsound):
-                path.unlink(missing_ok=True)
+            ours = self.output.parent.glob(f"{glob.escape(self.output.name)}*{PART_SUFFIX}")
+            for path in (*self.folder.glob(f".*{PART_SUFFIX}"), *ours, self.unsound):
+                remove_any(path)
         except OSError as error:
             raise OutputError(
                 f"Left-overs in {self.folder} cannot be removed: {error.strerror}.",
@@ -139,14 +162,15 @@ def find_run(path: Path) -> RunFiles:
     OutputError
         Nothing there, or more than one run.
     """
-    if path.name.endswith(OUTPUT_SUFFIX):
-        path = path.with_name(path.name[: -len(OUTPUT_SUFFIX)] + RUN_SUFFIX)
+    asked = next((end for end in OUTPUT_SUFFIXES.values() if path.name.endswith(end)), "")
+    if asked:
+        path = path.with_name(path.name.removesuffix(asked) + RUN_SUFFIX)
     if not path.name.endswith(RUN_SUFFIX) and path.is_dir():
         runs = sorted(path.glob(f"*{RUN_SUFFIX}"))
         if len(runs) != 1:
             raise OutputError(
                 f"{path} holds {len(runs)} runs; name one of them.",
-                hint="Give a .run folder or an .ome.tiff.",
+                hint="Give a .run folder or its pyramid.",
             )
         path = runs[0]
     if not (path / "manifest.json").is_file():
@@ -154,4 +178,9 @@ def find_run(path: Path) -> RunFiles:
             f"No run at {path}: it has no manifest.json.",
             hint="Give the .run folder that translate wrote.",
         )
-    return RunFiles(path.with_name(path.name[: -len(RUN_SUFFIX)] + OUTPUT_SUFFIX), path)
+    stem = path.name.removesuffix(RUN_SUFFIX)
+    outputs = [
+        path.with_name(stem + end) for end in ([asked] if asked else [*OUTPUT_SUFFIXES.values()])
+    ]
+    there = [output for output in outputs if output.exists()]
+    return RunFiles((there or outputs)[0], path)

@@ -20,6 +20,7 @@ from types import TracebackType
 import msgspec
 
 from wsi_stain.errors import OutputError
+from wsi_stain.files import cannot_write
 
 __all__ = ["Holder", "OutputLock"]
 
@@ -156,9 +157,12 @@ class OutputLock:
             if not holder.is_here() or holder.is_alive():
                 raise self._held(holder, sure=False)
             self.note = f"Took over the lock of {holder}, which no longer runs."
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, msgspec.json.encode(Holder.this_process()) + b"\n", 0)
-        os.fsync(handle)
+        try:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, msgspec.json.encode(Holder.this_process()) + b"\n", 0)
+            os.fsync(handle)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
 
     def _held(self, holder: Holder | None, *, sure: bool) -> OutputError:
         if holder is None:

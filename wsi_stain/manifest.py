@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from typing import Any, Literal
 import msgspec
 
 from wsi_stain.errors import OutputError
-from wsi_stain.files import atomic_write_bytes, sha256_file
+from wsi_stain.files import atomic_write_bytes, sha256_any, size_bytes
 
 __all__ = [
     "Event",
@@ -49,6 +49,8 @@ class Event:
         Units of work; what a unit is depends on the stage (tiles, output rows, samples).
     text
         One line for a person, may be empty.
+    facts
+        Name and value of what was found out; empty but at the end of the plan.
     """
 
     stage: str
@@ -56,6 +58,7 @@ class Event:
     done: int = 0
     total: int = 0
     text: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 Listener = Callable[[Event], None]
@@ -66,18 +69,23 @@ def ignore(event: Event) -> None:
 
 
 class StageRecord(msgspec.Struct, kw_only=True):
-    """One stage: how far it came, and what it cost over all attempts."""
+    """One stage: how far it came, and what it cost over all attempts.
+
+    Stages overlap: their seconds add up to more than the run's. `seconds` is wall time, for the
+    writer without what it waited for shards; `busy_seconds` is that of all workers together.
+    """
 
     name: str
     state: Literal["running", "finished", "interrupted"] = "running"
     done: int = 0
     total: int = 0
     seconds: float = 0.0  # of finished attempts, summed
+    busy_seconds: float = 0.0  # of workers, finished attempts
     attempts: int = 1  # runs that worked on this stage
 
 
 class OutputRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One file that the run made."""
+    """One file that the run made; of a folder, all its files (`sha256_any`)."""
 
     name: str  # without folder
     bytes: int
@@ -211,15 +219,16 @@ class RunManifest:
         """Stages in the order they were started."""
         return self.content.stages
 
-    def was_writing(self, slide_digest: str, grid_digest: str, settings: Mapping[str, Any]) -> bool:
-        """Tell whether this very work was stopped while, or after, it wrote its output."""
-        old = self.content
+    def was_naming(self, slide_digest: str, grid_digest: str, settings: Mapping[str, Any]) -> bool:
+        """Tell whether this very work was stopped when its output had, or was to get, its name."""
+        old, write = self.content, self._find("write")
         same = (old.slide.get("digest"), old.grid_digest) == (slide_digest, grid_digest)
         return (
             same
             and old.settings == settings
             and old.state == "running"
-            and self._find("write") is not None
+            and write is not None
+            and 0 < write.total == write.done
         )
 
     def record(self, **facts: Any) -> None:
@@ -253,7 +262,14 @@ class RunManifest:
             stage.attempts += 1
         self._save()
 
-    def stage_finished(self, name: str, *, done: int, seconds: float | None = None) -> None:
+    def stage_reached(self, name: str, *, done: int) -> None:
+        """Say how far a running stage has come."""
+        self._started(name).done = done
+        self._save()
+
+    def stage_finished(
+        self, name: str, *, done: int, seconds: float | None = None, busy_s: float = 0.0
+    ) -> None:
         """Say that a stage ended; `seconds` default to the time since it was started.
 
         Raises
@@ -261,10 +277,9 @@ class RunManifest:
         KeyError
             The stage was not started.
         """
-        stage = self._find(name)
-        if stage is None:
-            raise KeyError(name)
+        stage = self._started(name)
         stage.state = "finished"
+        stage.busy_seconds = round(stage.busy_seconds + busy_s, 3)
         stage.done = done
         took_s = time.monotonic() - self._stage_began_s[name] if seconds is None else seconds
         stage.seconds = round(stage.seconds + took_s, 3)
@@ -282,6 +297,12 @@ class RunManifest:
         self.content.state = "finished"
         self.content.finished_utc = _now_utc()
         self._save()
+
+    def _started(self, name: str) -> StageRecord:
+        stage = self._find(name)
+        if stage is None:
+            raise KeyError(name)
+        return stage
 
     def _find(self, name: str) -> StageRecord | None:
         return next((stage for stage in self.content.stages if stage.name == name), None)
@@ -306,7 +327,7 @@ def _carry_on(old: RunRecord, new: RunRecord) -> None:
 
 def _describe(path: Path) -> OutputRecord:
     try:
-        return OutputRecord(name=path.name, bytes=path.stat().st_size, sha256=sha256_file(path))
+        return OutputRecord(name=path.name, bytes=size_bytes(path), sha256=sha256_any(path))
     except OSError as error:
         raise OutputError(f"Output {path} cannot be read: {error.strerror}.") from error
 

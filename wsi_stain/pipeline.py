@@ -7,13 +7,14 @@ stage does is in `stages`; how is in the four rooms.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wsi_stain import stages
 from wsi_stain.config import RunConfig
-from wsi_stain.dispatch import open_executor
+from wsi_stain.dispatch import Executor, open_executor
 from wsi_stain.layout import RunFiles
 from wsi_stain.lock import OutputLock
 from wsi_stain.manifest import Listener, ignore
@@ -42,6 +43,7 @@ def translate_slide(
     origins: Mapping[str, str] | None = None,
     listener: Listener = ignore,
     keep_store: bool = False,
+    executor: Executor | None = None,
 ) -> RunResult:
     """Translate one slide; goes on where an earlier run of the same command stopped.
 
@@ -59,6 +61,8 @@ def translate_slide(
         Hears the stages.
     keep_store
         Keep the patch store after the run.
+    executor
+        Who does the shards, and lives on; none: what `config.cluster` asks for, for this run only.
 
     Raises
     ------
@@ -69,14 +73,21 @@ def translate_slide(
     with plan.source:
         files = stages.prepare(plan, out, config)
         with OutputLock(files.lock) as lock:
-            run = stages.begin(plan, files, config, origins or {})
-            run.remark(lock.note, listener)
-            # Workers end before the picture is written: their memory and the writer's never add up.
-            with open_executor(config.cluster, stages.cuda_devices) as executor:
-                run.fill(executor, listener)
-                run.keep_he(listener)
-                run.fit(listener)
-                run.translate(executor, listener)
-            run.write(listener)
-            run.check(listener)
+            run = stages.begin(plan, files, config, origins or {}, listener)
+            run.remark(lock.note)
+            workers = (
+                nullcontext(executor)
+                if executor is not None
+                else open_executor(config.cluster, stages.cuda_devices)
+            )
+            # The color is fitted while workers start; the picture follows its shards, and its last
+            # rows are written while workers end.
+            with (
+                stages.Beside(run) as beside,
+                stages.PictureWriter(run) as writer,
+                workers as started,
+            ):
+                run.work(started, beside.color(), writer)
+            run.check()
+            run.annotate()
             return RunResult(files, run.finish(keep_store=keep_store))

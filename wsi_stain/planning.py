@@ -5,7 +5,6 @@ In: a slide's path, settings. Out: a `SlidePlan`. Not here: any work on pixels b
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from wsi_stain.bundles import check_files, find_bundle, read_spec
 from wsi_stain.cluster import available_cores
 from wsi_stain.config import BundleSpec, ClusterConfig, RunConfig, resolve_sampling
+from wsi_stain.doctor import machine_bytes, nvidia_files
 from wsi_stain.geometry import Scale, choose_scale
 from wsi_stain.manifest import Event, Listener, ignore
 from wsi_stain.slides.image import SlideSource
@@ -98,7 +98,7 @@ def plan_slide(path: Path, config: RunConfig, listener: Listener = ignore) -> Sl
     except BaseException:
         source.close()
         raise
-    listener(Event("plan", "finish"))
+    listener(Event("plan", "finish", facts=plan.facts()))
     return plan
 
 
@@ -144,7 +144,8 @@ def project_plan(grid: TileGrid, spec: BundleSpec, config: RunConfig) -> PlanPro
         * (spec.tile_px / 256) ** 2
     )
     tile_s = cost * solver.steps if spec.net is not None else 0.01
-    return project(grid, Speeds(tile_s, n_workers, WORKER_BYTES))
+    lossless = config.write.lossless or config.write.format == "ome-zarr"
+    return project(grid, Speeds(tile_s, n_workers, WORKER_BYTES), lossless=lossless)
 
 
 def plan_facts(
@@ -179,9 +180,4 @@ def nvidia_devices(config: ClusterConfig) -> int:
     """Count the NVIDIA devices by their device files: good enough to project a time."""
     if config.device == "cpu":
         return 0
-    return sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia*"))
-
-
-def machine_bytes() -> int:
-    """Measure the machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return len(nvidia_files())

@@ -1,50 +1,46 @@
 """Stitching and pyramid writing: speed beside a peer and a ceiling, and memory at two heights.
 
-A plain script: prints JSON lines. Read the ratios and the CPU seconds, not the wall times: they
-survive a busy machine. libvips is measured where pyvips can be imported.
+Ours ends with the file safe on disk (fsync), libvips' does not. At Q >= 90 libvips drops
+subsampling and YCbCr, so its Q89 stands beside our 4:2:0 at 90, and its Q90 beside our 4:4:4.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import cv2
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
-import tifffile
+from ruler import Action, Ruler, start
+from specimen import GLASS, tissue_picture
 
 from wsi_stain.config import WriteConfig
-from wsi_stain.geometry import Scale, Size, pyramid_sizes
+from wsi_stain.geometry import Scale, Size
 from wsi_stain.write.levels import halve
 from wsi_stain.write.stitch import stitch_bands
 from wsi_stain.write.tiff import write_pyramid
 
-if importlib.util.find_spec("pyvips"):
+HAS_VIPS = importlib.util.find_spec("pyvips") is not None
+if HAS_VIPS:
     import pyvips
 
 Pixels = npt.NDArray[np.uint8]
+Chroma = Literal["4:2:0", "4:4:4"]
 
-SIDE_PX = 8192
 BAND_PX = 512
-ROUNDS = 3
-GLASS = (243, 243, 244)
-SLIDE = Path(__file__).resolve().parents[2] / "../shared/data/slides/CMU-1-Small-Region.svs"
+SIDE_PX, QUICK_SIDE_PX = 8192, 1024
+MEMORY_SIZES = ((16384, 4096), (16384, 16384))
+QUICK_MEMORY_SIZES = ((2048, 1024), (2048, 4096))
 
 
 @dataclass(frozen=True)
@@ -57,66 +53,38 @@ class Grid:
     rc: npt.NDArray[np.int32]
 
 
-def report(bench: str, **facts: object) -> None:
-    """Print one JSON line with the hardware's name."""
-    row = {"bench": bench, "cpu": _cpu_name(), "cores": os.cpu_count(), **facts}
-    sys.stdout.write(json.dumps(row) + "\n")
-    sys.stdout.flush()
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0].partition(": ")[2] if names else platform.processor()
-
-
-def base_picture() -> tuple[str, Pixels]:
-    """Give a picture to repeat: real tissue where it lies beside the checkout, else drawn."""
-    if SLIDE.is_file():
-        return "CMU-1-Small-Region, mirrored", np.asarray(tifffile.imread(SLIDE, key=0))
-    rng = np.random.default_rng(0)
-    noise = cv2.GaussianBlur(rng.normal(0, 60, (2048, 2048, 3)), (0, 0), 2) * 4
-    pixels = np.clip(190 + noise, 0, 255).astype(np.uint8)
-    pixels[:1024] = GLASS
-    return "drawn", pixels
-
-
-def mirrored(base: Pixels, width_px: int, height_px: int) -> Pixels:
-    """Repeat a picture with mirrored copies, so that no seam shows."""
-    double = np.concatenate([base, base[:, ::-1]], axis=1)
-    quad = np.concatenate([double, double[::-1]], axis=0)
-    repeats = (-(-height_px // quad.shape[0]), -(-width_px // quad.shape[1]), 1)
-    return np.ascontiguousarray(np.tile(quad, repeats)[:height_px, :width_px])
-
-
-def measure(actions: dict[str, Callable[[], object]]) -> dict[str, tuple[float, float]]:
-    """Run all actions in turn, several rounds: median wall and CPU seconds of each."""
-    walls: dict[str, list[float]] = {name: [] for name in actions}
-    cpus: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(ROUNDS):
-        for name, action in actions.items():
-            wall_s, cpu_s = time.perf_counter(), time.process_time()
-            action()
-            walls[name].append(time.perf_counter() - wall_s)
-            cpus[name].append(time.process_time() - cpu_s)
-    return {name: (statistics.median(walls[name]), statistics.median(cpus[name])) for name in walls}
-
-
 # ---- pyramid --------------------------------------------------------------------------------
-
-
-def bands_of(picture: Pixels) -> Iterator[Pixels]:
-    for y_px in range(0, len(picture), BAND_PX):
-        yield picture[y_px : y_px + BAND_PX]
 
 
 def write_ours(path: Path, picture: Pixels, spec: WriteConfig) -> None:
     size = Size(picture.shape[1], picture.shape[0])
-    write_pyramid(path, size, bands_of(picture), 0.5, spec, name="bench")
+    bands = (picture[y_px : y_px + BAND_PX] for y_px in range(0, len(picture), BAND_PX))
+    write_pyramid(path, size, bands, 0.5, spec, name="bench")
+
+
+def write_vips(path: Path, picture: Pixels, quality: int) -> None:
+    height_px, width_px = picture.shape[:2]
+    image = pyvips.Image.new_from_memory(picture.data, width_px, height_px, 3, "uchar")
+    image.tiffsave(
+        str(path),
+        compression="jpeg",
+        Q=quality,
+        tile=True,
+        tile_width=512,
+        tile_height=512,
+        pyramid=True,
+        bigtiff=True,
+    )
+
+
+def made_safe(path: Path, write: Action) -> None:
+    write()
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def encode_only(picture: Pixels, subsampling: str) -> None:
-    """Encode all tiles of all levels on as many threads as the writer has, and nothing else."""
+    """Encode the tiles of all levels on as many threads as the writer has, and nothing else."""
     levels = [picture]
     while max(levels[-1].shape) > 1024:
         levels.append(halve(levels[-1]))
@@ -134,47 +102,32 @@ def encode_only(picture: Pixels, subsampling: str) -> None:
         list(pool.map(encode, tiles))
 
 
-def write_vips(path: Path, picture: Pixels, quality: int) -> None:
-    image = pyvips.Image.new_from_memory(
-        picture.data, picture.shape[1], picture.shape[0], 3, "uchar"
-    )
-    image.tiffsave(
-        str(path),
-        compression="jpeg",
-        Q=quality,
-        tile=True,
-        tile_width=512,
-        tile_height=512,
-        pyramid=True,
-        bigtiff=True,
-    )
-
-
-def bench_write(folder: Path, name: str, picture: Pixels) -> None:
-    """Our writer, the encoder alone, and libvips at the setting that makes the same file."""
-    for chroma, quality in (("4:2:0", 89), ("4:4:4", 90)):
-        spec = WriteConfig(overwrite=True, subsampling="4:2:0" if quality == 89 else "4:4:4")
-        ours, vips = folder / "ours.ome.tiff", folder / "vips.tiff"
-        actions: dict[str, Callable[[], object]] = {
-            "ours": partial(write_ours, ours, picture, spec),
-            "encode_only": partial(encode_only, picture, chroma.replace(":", "")),
-        }
-        if importlib.util.find_spec("pyvips"):
-            actions["libvips"] = partial(write_vips, vips, picture, quality)
-        seconds = measure(actions)
-        for who, (wall_s, cpu_s) in seconds.items():
-            path = {"ours": ours, "libvips": vips}.get(who)
-            report(
-                "pyramid",
-                who=who,
-                chroma=chroma,
-                picture=name,
-                near_white_fraction=round(float((picture.min(axis=-1) > 220).mean()), 2),
-                mp_per_s=round(picture.shape[0] * picture.shape[1] / 1e6 / wall_s),
-                cpu_s=round(cpu_s, 3),
-                cpu_of_ours=round(cpu_s / seconds["ours"][1], 2),
-                file_mb=round(path.stat().st_size / 1e6, 1) if path else None,
-            )
+def bench_pyramid(ruler: Ruler, folder: Path, chroma: Chroma, vips_quality: int) -> None:
+    """Our writer, the encoder alone, and libvips at the setting that makes the same picture."""
+    side_px = QUICK_SIDE_PX if ruler.quick else SIDE_PX
+    name, picture = tissue_picture(side_px, side_px)
+    spec = WriteConfig(overwrite=True, subsampling=chroma)
+    actions: dict[str, Action] = {
+        "ours": partial(write_ours, folder / "ours.ome.tiff", picture, spec),
+        "encode": partial(encode_only, picture, chroma.replace(":", "")),
+    }
+    if HAS_VIPS:
+        write = partial(write_vips, folder / "vips.tiff", picture, vips_quality)
+        actions |= {"vips": write, "safe vips": partial(made_safe, folder / "vips.tiff", write)}
+    times = ruler.times(actions)
+    megapixels = picture.shape[0] * picture.shape[1] / 1e6
+    speed = {who: megapixels / time.wall_s for who, time in times.items()}
+    cpu_s = {who: time.cpu_s for who, time in times.items()}
+    what = f"pyramid {chroma} of {megapixels:.0f} MP ({name})"
+    vips = f"libvips tiffsave Q{vips_quality}" if HAS_VIPS else None
+    ruler.report(what, "MP/s", speed["ours"], vips, speed.get("vips"))
+    safe = f"{vips}, then fsync" if vips else None
+    ruler.report(f"{what}, safe on disk", "MP/s", speed["ours"], safe, speed.get("safe vips"))
+    ruler.report(f"{what}, CPU", "s", cpu_s["ours"], vips, cpu_s.get("vips"))
+    ruler.report(f"{what}, ceiling", "MP/s", speed["ours"], "encoding alone", speed["encode"])
+    ours_mb = (folder / "ours.ome.tiff").stat().st_size / 1e6
+    vips_mb = (folder / "vips.tiff").stat().st_size / 1e6 if HAS_VIPS else None
+    ruler.report(f"{what}, file", "MB", ours_mb, vips, vips_mb)
 
 
 # ---- stitching ------------------------------------------------------------------------------
@@ -202,85 +155,87 @@ def weight_image(grid: Grid, tiles: list[Pixels]) -> None:
         weights[:, xs] += weight
 
 
-def stitch(grid: Grid, tiles: list[Pixels]) -> None:
-    for _ in stitch_bands(grid, lambda index: tiles[index % len(tiles)], GLASS):
-        pass
+def full_grid(width_px: int, height_px: int, tile_px: int, overlap_px: int) -> Grid:
+    stride_px = tile_px - overlap_px
+    across, down = -(-width_px // stride_px), -(-height_px // stride_px)
+    rc = np.array([(row, column) for row in range(down) for column in range(across)], np.int32)
+    return Grid(Scale(1.0, 0.5, Size(width_px, height_px)), tile_px, overlap_px, rc)
 
 
-def bench_stitch(picture: Pixels) -> None:
-    """Our bands beside a weight image of one row of tiles."""
-    for tile_px, overlap_px in ((512, 64), (256, 32)):
-        stride_px = tile_px - overlap_px
-        across, down = SIDE_PX // stride_px, SIDE_PX // 2 // stride_px
-        rc = np.array([(r, c) for r in range(down) for c in range(across)], np.int32)
-        size = Size(across * stride_px + overlap_px, down * stride_px + overlap_px)
-        grid = Grid(Scale(1.0, 0.5, size), tile_px, overlap_px, rc)
-        tiles = [
-            np.ascontiguousarray(picture[k * 256 : k * 256 + tile_px, :tile_px]) for k in range(8)
-        ]
+def some_tiles(tile_px: int) -> list[Pixels]:
+    _, picture = tissue_picture(tile_px, 16 * tile_px)
+    return [picture[k * tile_px : (k + 1) * tile_px] for k in range(16)]
 
-        seconds = measure(
-            {"ours": partial(stitch, grid, tiles), "weights": partial(weight_image, grid, tiles)}
-        )
-        report(
-            "stitch",
-            tile_px=tile_px,
-            overlap_px=overlap_px,
-            mp_per_cpu_s=round(size.area_px / 1e6 / seconds["ours"][1]),
-            times_weight_image=round(seconds["weights"][1] / seconds["ours"][1], 1),
-        )
+
+def stitched(grid: Grid, tiles: list[Pixels]) -> Iterator[Pixels]:
+    return stitch_bands(grid, lambda index: tiles[index % len(tiles)], GLASS)
+
+
+def bench_stitch(ruler: Ruler) -> None:
+    """Our bands beside a weight image of one row of tiles, and beside a copy."""
+    side_px = QUICK_SIDE_PX if ruler.quick else SIDE_PX
+    grid, tiles = full_grid(side_px, side_px // 2, 256, 32), some_tiles(256)
+    megapixels = grid.scale.size_out.area_px / 1e6
+    source = np.zeros((side_px // 2, side_px, 3), np.uint8)
+
+    def ours() -> None:
+        for _ in stitched(grid, tiles):
+            pass
+
+    times = ruler.times(
+        {"ours": ours, "weights": partial(weight_image, grid, tiles), "copy": source.copy}
+    )
+    speed = {who: megapixels / time.cpu_s for who, time in times.items()}
+    what = "stitching, tiles of 256 px, per CPU second"
+    ruler.report(what, "MP/s", speed["ours"], "weight image", speed["weights"])
+    ruler.report(f"{what}, ceiling", "MP/s", speed["ours"], "memory copy", speed["copy"])
 
 
 # ---- memory ---------------------------------------------------------------------------------
 
 
-def memory_mb(field: str) -> float:
+def memory_mb(name: str) -> float:
     """Give a field of this process, MB; not `ru_maxrss`, which a child inherits."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e6
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024 / 1e6
 
 
-def memory_of_one_height(width_px: int, height_px: int) -> None:
+def print_memory(width_px: int, height_px: int) -> None:
     """Stitch and write in this process; print the peak above what stood before, MB."""
-    _, base = base_picture()
-    tile_px, overlap_px = 256, 32
-    stride_px = tile_px - overlap_px
-    tiles = [np.ascontiguousarray(base[k * 64 :][:tile_px, :tile_px]) for k in range(16)]
-    size = Size(width_px, height_px)
-    n_rows, n_columns = -(-height_px // stride_px), -(-width_px // stride_px)
-    rc = np.array([(r, c) for r in range(n_rows) for c in range(n_columns)], np.int32)
-    grid = Grid(Scale(1.0, 0.5, size), tile_px, overlap_px, rc)
+    grid, tiles = full_grid(width_px, height_px, 256, 32), some_tiles(256)
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     before_mb = memory_mb("VmRSS")
     with tempfile.TemporaryDirectory() as folder:
-        bands = stitch_bands(grid, lambda index: tiles[index % 16], GLASS)
-        write_pyramid(Path(folder) / "a.ome.tiff", size, bands, 0.5, WriteConfig(), name="a")
+        path = Path(folder) / "a.ome.tiff"
+        write_pyramid(
+            path, Size(width_px, height_px), stitched(grid, tiles), 0.5, WriteConfig(), name="a"
+        )
     sys.stdout.write(str(memory_mb("VmHWM") - before_mb))
 
 
-def bench_memory() -> None:
+def bench_memory(ruler: Ruler) -> None:
     """Peak of stitching and writing together, in processes of their own."""
-    for height_px in (4096, 12288):
-        command = [sys.executable, __file__, "--memory", str(height_px)]
+    low_mb: float | None = None
+    for size in QUICK_MEMORY_SIZES if ruler.quick else MEMORY_SIZES:
+        command = [sys.executable, __file__, "--memory", *map(str, size)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        size = {"width_px": 16384, "height_px": height_px}
-        report("memory", **size, peak_above_imports_mb=round(float(done.stdout)))
+        peak_mb = float(done.stdout)
+        what = f"memory above imports, {size[0]} x {size[1]} px"
+        ruler.report(what, "MB", peak_mb, "the lower picture" if low_mb else None, low_mb)
+        low_mb = peak_mb
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
-    asked: Any = parser.parse_args()
-    if asked.memory:
-        memory_of_one_height(16384, asked.memory)
+    if sys.argv[1:2] == ["--memory"]:
+        print_memory(*map(int, sys.argv[2:]))
         return
-    name, base = base_picture()
-    picture = mirrored(base, SIDE_PX, SIDE_PX)
-    levels = len(pyramid_sizes(Size(SIDE_PX, SIDE_PX)))
-    report("setup", picture=name, side_px=SIDE_PX, levels=levels, rounds=ROUNDS)
+    ruler = start("write", __doc__)
     with tempfile.TemporaryDirectory() as folder:
-        bench_write(Path(folder), name, picture)
-    bench_stitch(picture)
-    bench_memory()
+        bench_pyramid(ruler, Path(folder), "4:2:0", 89)
+        bench_pyramid(ruler, Path(folder), "4:4:4", 90)
+    bench_stitch(ruler)
+    if Path("/proc/self/status").exists():
+        bench_memory(ruler)
 
 
 if __name__ == "__main__":

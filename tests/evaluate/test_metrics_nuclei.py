@@ -11,7 +11,12 @@ import numpy.typing as npt
 import pytest
 
 from wsi_stain.errors import ConfigError
-from wsi_stain.evaluate.metrics_nuclei import find_nuclei, index_agreement, labelling_index
+from wsi_stain.evaluate.metrics_nuclei import (
+    REACH_UM,
+    find_nuclei,
+    index_agreement,
+    labelling_index,
+)
 from wsi_stain.stain.density import HDX
 
 Rgb8 = npt.NDArray[np.uint8]
@@ -49,11 +54,58 @@ def test_touching_nuclei_are_split() -> None:
     assert labelling_index(field, MPP).n_nuclei == pytest.approx(25, abs=1)
 
 
-def test_labels_have_no_gaps_and_lie_on_stain() -> None:
-    field = _field(20, 5)
-    labels = find_nuclei(field, MPP)
-    assert np.array_equal(np.unique(labels), np.arange(labels.max() + 1))
-    assert field[labels > 0].mean() < field[labels == 0].mean() - 50
+def test_nuclei_lie_where_they_were_drawn() -> None:
+    nuclei = find_nuclei(_field(20, 5), MPP)
+    places = {(round(x / 24), round(y / 24)) for x, y in nuclei.xy_px.tolist()}
+    assert places == {(1 + i % 5, 1 + i // 5) for i in range(25)}
+    assert np.abs(nuclei.xy_px % 24 - 12).min() >= 11  # within a pixel of the grid's corners
+    assert set(nuclei.radius_um.tolist()) <= {3.0, 4.0}
+
+
+@pytest.mark.parametrize("od", [0.04, 0.6])
+@pytest.mark.parametrize("radius_um", [3.0, 5.0, 7.0])
+def test_nucleus_is_one_when_large_pale_or_black(radius_um: float, od: float) -> None:
+    rng = np.random.default_rng(2)
+    layer = np.zeros((200, 200))
+    for x, y in ((50, 50), (150, 60), (100, 150)):
+        cv2.ellipse(
+            layer, (x, y), (round(2.2 * radius_um), round(1.8 * radius_um)), 30, 0, 360, 1.0, -1
+        )
+    lumps = 1.0 + 0.3 * cv2.GaussianBlur(rng.standard_normal((200, 200)), (0, 0), 2) * 6
+    density = od * cv2.GaussianBlur(layer, (0, 0), 1.0) * np.clip(lumps, 0.4, 1.6)
+    levels = 240 * 10.0 ** -(density[..., None] * HDX[0] / HDX[0][0])
+    picture = np.clip(levels + rng.normal(0, 1.5, levels.shape), 0, 255).astype(np.uint8)
+    nuclei = find_nuclei(picture, MPP, (240.0, 240.0, 240.0))
+    assert len(nuclei.radius_um) == 3
+    assert (nuclei.dab_od < 0.05).all()
+
+
+def test_nuclei_are_the_same_when_seen_in_a_block() -> None:
+    field = _field(90, 54)
+    margin_px = round(REACH_UM / MPP)
+    whole = find_nuclei(field, MPP)
+    x_px, y_px, side_px = 100, 96, 96
+    part = find_nuclei(
+        field[
+            y_px - margin_px : y_px + side_px + margin_px,
+            x_px - margin_px : x_px + side_px + margin_px,
+        ],
+        MPP,
+    )
+    offset = np.array([x_px, y_px]) - margin_px
+    inside = (whole.xy_px >= (x_px, y_px)) & (whole.xy_px < (x_px + side_px, y_px + side_px))
+    here = sorted(map(tuple, whole.xy_px[inside.all(axis=1)].tolist()))
+    moved = part.xy_px + offset
+    again = (moved >= (x_px, y_px)) & (moved < (x_px + side_px, y_px + side_px))
+    assert len(here) >= 12
+    assert sorted(map(tuple, moved[again.all(axis=1)].tolist())) == here
+
+
+def test_haze_of_the_ground_is_not_stain() -> None:
+    field = _field(25, 0)
+    beige = np.array([1.0, 0.93, 0.84])
+    hazy = np.rint(field * beige).astype(np.uint8)
+    assert labelling_index(hazy, MPP).percent == 0.0
 
 
 @pytest.mark.parametrize("level", [255, 200])
@@ -106,6 +158,41 @@ def test_tiers_split_at_5_and_30_percent() -> None:
     assert found.tier_agreement == 1.0
     with pytest.raises(ConfigError):
         index_agreement([1.0], [1.0])
+
+
+# Tumor nuclei that the annotators of BCData and SHIDC-B-Ki-67 marked: positive, negative.
+ANNOTATED = {
+    "bcdata/bcdata_00": (32, 106),
+    "bcdata/bcdata_01": (19, 90),
+    "bcdata/bcdata_05": (56, 56),
+    "bcdata/bcdata_10": (45, 53),
+    "bcdata/bcdata_12": (70, 82),
+    "bcdata/bcdata_15": (122, 143),
+    "bcdata/bcdata_19": (58, 19),
+    "bcdata/bcdata_21": (30, 93),
+    "bcdata/bcdata_24": (55, 89),
+    "shidc_ki67/p1_0299_1": (50, 239),
+    "shidc_ki67/p1_0313_1": (7, 151),
+    "shidc_ki67/p1_0317_10": (13, 164),
+    "shidc_ki67/p2_0191_1": (33, 133),
+    "shidc_ki67/p2_0198_2": (18, 79),
+}
+
+
+@pytest.mark.slide
+def test_index_is_near_the_annotators(shared_data: Path) -> None:
+    differences = []
+    for name, (n_positive, n_negative) in ANNOTATED.items():
+        bgr = cv2.imread(str(shared_data / "ihc" / f"{name}.jpg"))
+        assert bgr is not None
+        rgb = np.ascontiguousarray(bgr[:, :, ::-1]).astype(np.uint8)
+        white = np.percentile(rgb.reshape(-1, 3), 98, axis=0)
+        found = labelling_index(rgb, MPP, white=white).percent
+        assert found is not None
+        differences.append(found - 100.0 * n_positive / (n_positive + n_negative))
+    assert np.abs(differences).mean() < 8.0
+    assert abs(float(np.mean(differences))) < 5.0
+    assert np.abs(differences).max() < 20.0
 
 
 @pytest.mark.slide

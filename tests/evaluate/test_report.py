@@ -16,12 +16,12 @@ import pytest
 
 from wsi_stain.errors import OutputError
 from wsi_stain.evaluate.metrics import sobel_ssim, whitespace_error
-from wsi_stain.evaluate.metrics_nuclei import labelling_index
+from wsi_stain.evaluate.metrics_nuclei import labelling_index, stain_densities
 from wsi_stain.evaluate.metrics_stain import POSITIVE_OD, dab_p90
 from wsi_stain.evaluate.report import write_report
 from wsi_stain.geometry import Scale
 from wsi_stain.slides.image import SlideSource
-from wsi_stain.stain.density import dab_od, is_stained
+from wsi_stain.stain.density import is_stained
 from wsi_stain.write.overview import HeFolder
 
 MakeRun = Callable[..., Path]
@@ -116,12 +116,13 @@ def test_numbers_equal_metrics_when_computed_directly(run: Path, page: Path) -> 
         ihc = [source.read_out(region, scale) for region in record.fields]
     pairs = list(zip(he, ihc, strict=True))
     assert len(pairs) >= 2
-    counted = [labelling_index(y, 0.5) for y in ihc]
+    counted = [labelling_index(y, 0.5, white=WHITE) for y in ihc]
     n_nuclei = sum(index.n_nuclei for index in counted)
     index = 100 * sum(index.n_positive for index in counted) / n_nuclei
     tissue = [is_stained(x, WHITE) for x in he]
     positive = sum(
-        int((t & (dab_od(y) > POSITIVE_OD)).sum()) for t, y in zip(tissue, ihc, strict=True)
+        int((t & (stain_densities(y, WHITE)[..., 1] > POSITIVE_OD)).sum())
+        for t, y in zip(tissue, ihc, strict=True)
     )
     white = np.mean([whitespace_error(y, x, WHITE, WHITE).error_fraction for x, y in pairs])
     values = Page(page).texts["dd"][:15:3]

@@ -18,7 +18,11 @@ import pytest
 from tornado.httpclient import AsyncHTTPClient
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
+from wsi_stain.config import WriteConfig
+from wsi_stain.evaluate.quantify_files import quantify
 from wsi_stain.evaluate.report import write_report
+from wsi_stain.geometry import Size
+from wsi_stain.write.tiff import write_pyramid
 
 MakeRun = Callable[..., Path]
 Visit = Callable[["Tab"], Awaitable[None]]
@@ -249,16 +253,55 @@ def test_swipe_shows_one_stain_on_each_side_when_switched_on(page: Path, tmp_pat
     browse(tmp_path, visit)
 
 
-def test_overlays_appear_when_ticked(page: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def rich_page(tmp_path_factory: pytest.TempPathFactory, make_run: MakeRun) -> Path:
+    """Page with all that may be shown: measured, with an uncertainty and a flagged tile."""
+    run = make_run(tmp_path_factory.mktemp("rich"))
+    grey = np.zeros((1101, 1403, 3), np.uint8)
+    grey[300:700, 300:700] = 30
+    (run / "tiles.csv").write_text(
+        "tile,x_px_out,y_px_out,size_px,flags\n3,256,256,256,structure\n"
+    )
+    quantify(run.with_name("S-1_ki67.ome.tiff"))
+    write_pyramid(
+        run.with_name("S-1_ki67_uncertainty.ome.tiff"),
+        Size(1403, 1101),
+        [grey],
+        0.5,
+        WriteConfig(lossless=True),
+        name="sd",
+    )
+    return write_report(run)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_overlays_come_and_go_when_ticked(rich_page: Path, tmp_path: Path, size: str) -> None:
     async def visit(tab: Tab) -> None:
-        await tab.open(page, SIZES["laptop"])
-        before = (await tab.screenshot()).astype(int)
-        for name in ("positive", "tissue"):
+        await tab.open(rich_page, SIZES[size])
+        assert await tab.js("document.documentElement.scrollWidth") <= SIZES[size][0]
+        await tab.js("document.querySelector('.bar').scrollIntoView()")
+        await tab.wait("report.viewers.every(v => v.world.getItemCount() === 3)")
+        plain = (await tab.screenshot()).astype(int)
+        for name in ("positive", "tissue", "spread", "spot", "doubts"):
             await tab.js(f"document.getElementById('show-{name}').click()")
             await asyncio.sleep(0.8)
-            after = (await tab.screenshot()).astype(int)
-            assert (np.abs(after - before)[220:820].max(axis=-1) > 40).sum() > 500, name
-            before = after
+            shown = (await tab.screenshot()).astype(int)
+            assert (np.abs(shown - plain)[220:].max(axis=-1) > 40).sum() > 200, name
+            await tab.js(f"document.getElementById('show-{name}').click()")
+            await asyncio.sleep(0.8)
+            gone = (await tab.screenshot()).astype(int)
+            assert (np.abs(gone - plain)[220:].max(axis=-1) > 40).sum() < 50, name
+        assert tab.faults() == []
+
+    browse(tmp_path, visit)
+
+
+def test_overlays_without_data_have_no_box(page: Path, tmp_path: Path) -> None:
+    async def visit(tab: Tab) -> None:
+        await tab.open(page, SIZES["laptop"])
+        boxes = "[...document.querySelectorAll('fieldset input')].map(box => box.id)"
+        assert await tab.js(boxes) == ["show-tissue", "show-positive", "show-doubts"]
+        assert "wsi-stain quantify S-1_ki67.ome.tiff" in await tab.js("document.body.innerText")
 
     browse(tmp_path, visit)
 

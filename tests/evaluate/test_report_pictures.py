@@ -20,6 +20,8 @@ from wsi_stain.evaluate.report_pictures import (
 )
 from wsi_stain.stain.density import HDX, od_to_rgb
 
+WHITE = (255.0, 255.0, 255.0)
+
 
 @given(st.integers(1, 40_000), st.integers(1, 40_000))
 def test_smallest_level_is_one_tile_when_counted(height_px: int, width_px: int) -> None:
@@ -56,7 +58,7 @@ def test_overlay_marks_the_brown_when_there_is_some(
     od = np.full((400, 600, 3), 0.02)
     od += 0.5 * HDX[0]
     od[100:200, 300:400] += 1.2 * HDX[1]
-    overlay, found = positive_overlay(od_to_rgb(od, (255.0, 255.0, 255.0)))
+    overlay, found = positive_overlay(od_to_rgb(od, WHITE), WHITE)
     expected = np.zeros((400 // step, 600 // step), np.uint8)
     expected[100 // step : 200 // step, 300 // step : 400 // step] = 255
     assert found == step

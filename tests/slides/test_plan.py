@@ -178,3 +178,11 @@ def test_check_refuses_when_limit_is_passed(limits: PlanLimits, word: str) -> No
     with pytest.raises(PlanError, match=word) as caught:
         check(projection, limits)
     assert caught.value.exit_code == 5
+
+
+def test_lossless_output_is_projected_larger() -> None:
+    jpeg, lossless = (
+        project(_grid(), Speeds(1.0, 1, 10**9), lossless=flag).output_bytes
+        for flag in (False, True)
+    )
+    assert 4 * jpeg < lossless <= 4 * _grid().scale.size_out.area_px

@@ -14,7 +14,8 @@ from msgspec import structs
 
 from wsi_stain.config import DataConfig
 from wsi_stain.errors import ConfigError
-from wsi_stain.train.data import ImageSet, TrainImage, load_images, measure_mean_sd
+from wsi_stain.train.data import ImageSet, measure_mean_sd
+from wsi_stain.train.images import TrainImage, load_images
 from wsi_stain.translate.pixels import to_rgb
 
 Image = npt.NDArray[np.uint8]

@@ -17,9 +17,10 @@ from torch import nn
 from wsi_stain.config import CriticSpec, DataConfig, NetSpec, TrainConfig
 from wsi_stain.errors import ConfigError, DeviceError, OutputError
 from wsi_stain.manifest import Event, ignore
-from wsi_stain.train import loop
+from wsi_stain.train import checkpoint
+from wsi_stain.train.checkpoint import load_average
 from wsi_stain.train.data import ImageSet
-from wsi_stain.train.loop import Stage, fit, load_average
+from wsi_stain.train.loop import Stage, fit
 from wsi_stain.train.mine import MineStage
 from wsi_stain.train.score import ScoreStage
 
@@ -154,7 +155,9 @@ def test_events_tell_the_story_when_listened_to(config: TrainConfig, tmp_path: P
     assert events[0] == Event("train", "start", done=0, total=12)
     assert [e.done for e in events if e.kind == "advance"] == [2, 4, 6, 8, 10, 12]
     assert events[-1] == Event("train", "finish", done=12, total=12)
-    assert all(json.loads(e.text)["held_out"] for e in events if e.kind == "note")
+    measures = [e.text for e in events if e.kind == "note" and e.text.startswith("{")]
+    assert [json.loads(text)["samples"] for text in measures] == [2, 4, 6, 8, 10, 12, 12]
+    assert all(json.loads(text)["held_out"] for text in measures)
 
 
 def test_run_goes_on_when_stopped_before_its_first_step(
@@ -196,7 +199,7 @@ def test_old_checkpoint_stays_when_writing_the_next_fails(
         path.write_bytes(b"half a file")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(loop, "save_file", full_disk)
+    monkeypatch.setattr(checkpoint, "save_file", full_disk)
     with pytest.raises(OutputError, match="No space left on device"):
         fit(Line(), config, tmp_path, ignore)
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before

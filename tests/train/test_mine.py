@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from wsi_stain.config import CriticSpec, DataConfig, TrainConfig
 from wsi_stain.errors import ConfigError
-from wsi_stain.train.data import ImageSet, TrainImage
+from wsi_stain.train.data import ImageSet
+from wsi_stain.train.images import TrainImage
 from wsi_stain.train.mine import (
     MineStage,
     dv_estimate,
@@ -193,7 +194,7 @@ def test_reading_fits_the_loss_when_scores_depend_on_the_map_alone(
         structs.replace(config, critic=critic), tissue_144, tissue_144, torch.device("cpu")
     )
     own = torch.tensor([0.0, 5.0]).repeat(50)
-    monkeypatch.setattr(stage, "_scores", lambda *_: (own, own.expand(16, -1)))
+    monkeypatch.setattr(stage, "scores", lambda *_: (own, own.expand(16, -1)))
     # Such scores know nothing. InfoNCE says so; Donsker-Varadhan would read 2.5 - ln E e^f.
     dv = 2.5 - math.log((1.0 + math.exp(5.0)) / 2.0)
     assert dv < -1.5

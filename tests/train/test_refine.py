@@ -11,7 +11,8 @@ import torch
 from msgspec import structs
 
 from wsi_stain.config import DataConfig, HeadsSpec, NetSpec, TrainConfig
-from wsi_stain.train.data import ImageSet, TrainImage
+from wsi_stain.train.data import ImageSet
+from wsi_stain.train.images import TrainImage
 from wsi_stain.train.refine import RefineStage, grey_copy
 from wsi_stain.translate.networks import ScoreNet
 

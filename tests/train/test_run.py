@@ -17,8 +17,9 @@ from wsi_stain.config import BundleSpec, GuidanceSpec, SolverSpec, TrainConfig, 
 from wsi_stain.errors import BundleError, ConfigError
 from wsi_stain.manifest import Event, ignore
 from wsi_stain.stain.reference import measure_reference
-from wsi_stain.train.data import ImageSet, load_images
-from wsi_stain.train.loop import load_average
+from wsi_stain.train.checkpoint import load_average
+from wsi_stain.train.data import ImageSet
+from wsi_stain.train.images import load_images
 from wsi_stain.train.run import export, run_stage, train_stage
 from wsi_stain.train.score import settle_net
 from wsi_stain.translate.bundle import load_bundle

@@ -18,12 +18,14 @@ from wsi_stain.config.bundle import (
     HeadsSpec,
     NetSpec,
     SolverSpec,
+    StudentSpec,
 )
 from wsi_stain.config.decode import (
     decode_bundle_spec,
     load_recipe,
     resolve_run_config,
 )
+from wsi_stain.config.quantify import QuantifyConfig
 from wsi_stain.config.run import (
     ClusterConfig,
     RunConfig,
@@ -36,6 +38,7 @@ from wsi_stain.config.run import (
 )
 from wsi_stain.config.train import (
     DataConfig,
+    DistillConfig,
     TrainConfig,
 )
 from wsi_stain.config.values import (
@@ -60,6 +63,7 @@ __all__ = [
     "Count",
     "CriticSpec",
     "DataConfig",
+    "DistillConfig",
     "Fraction",
     "GuidanceSpec",
     "HeadsSpec",
@@ -68,6 +72,7 @@ __all__ = [
     "NetSpec",
     "NonNegative",
     "Positive",
+    "QuantifyConfig",
     "Rgb",
     "RunConfig",
     "SampleConfig",
@@ -77,6 +82,7 @@ __all__ = [
     "SolverSpec",
     "StainConfig",
     "StartImage",
+    "StudentSpec",
     "TileConfig",
     "TrainConfig",
     "White",

@@ -41,6 +41,19 @@ class SolverSpec(Settings, frozen=True, kw_only=True):
     start_step: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 300
 
 
+class StudentSpec(SolverSpec, frozen=True, kw_only=True):
+    """The student: a solver of one to four steps with a net of its own, which needs no guidance.
+
+    `start_step` is that of the solver it was taught by; `trained_by` and `trained_samples` say how.
+    """
+
+    steps: Annotated[int, msgspec.Meta(ge=1, le=4)] = 1
+    order: Literal[1, 2] = 1
+    start_step: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 200
+    trained_by: Literal["regress", "rdmd"] = "regress"
+    trained_samples: int = 0
+
+
 class GuidanceSpec(Settings, frozen=True, kw_only=True):
     """The energy M and the local contrast term; names follow the paper's symbols in comments."""
 
@@ -130,6 +143,7 @@ class BundleSpec(Settings, frozen=True, kw_only=True):
     heads: HeadsSpec | None = None
     solver: SolverSpec = SolverSpec()
     teacher: SolverSpec = SolverSpec(steps=300, order=1, eta=1.0, shift="mean")
+    student: StudentSpec | None = None
     guidance: GuidanceSpec = GuidanceSpec()
     color: ColorReference = ColorReference()
     trained_samples: int = 0

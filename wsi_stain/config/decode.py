@@ -76,7 +76,8 @@ def decode_bundle_spec(data: bytes, source: str) -> BundleSpec:
             hint="Install a newer wsi-stain.",
         )
     spec = _convert(raw, BundleSpec, source, BundleError)
-    highest = max(spec.solver.start_step, spec.teacher.start_step)
+    solvers = [solver for solver in (spec.solver, spec.teacher, spec.student) if solver]
+    highest = max(solver.start_step for solver in solvers)
     if highest > spec.timesteps:
         raise BundleError(
             f"{source}: start_step {highest} lies above the {spec.timesteps} timesteps."
@@ -121,6 +122,18 @@ def resolve_run_config(
         node[leaf] = value
         origins[name] = "flag"
     return _convert(merged, RunConfig, "Settings", ConfigError), origins
+
+
+def decode_flags(flags: dict[str, Any], kind: type[T]) -> T:
+    """Make settings of flags alone; `None` means not given.
+
+    Raises
+    ------
+    ConfigError
+        Bad value, with its name.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    return _convert(given, kind, "Settings", ConfigError)
 
 
 def _dotted(node: dict[str, Any], prefix: str = "") -> list[str]:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from wsi_stain.config.bundle import BundleSpec, GuidanceSpec, SolverSpec
+from wsi_stain.config.bundle import BundleSpec, GuidanceSpec, SolverSpec, StudentSpec
 from wsi_stain.config.values import (
     Fraction,
     Mpp,
@@ -17,6 +17,7 @@ from wsi_stain.config.values import (
     Settings,
     StartImage,
 )
+from wsi_stain.errors import BundleError, ConfigError
 
 
 class SlideConfig(Settings, frozen=True, kw_only=True):
@@ -46,7 +47,7 @@ class StainConfig(Settings, frozen=True, kw_only=True):
 class SampleConfig(Settings, frozen=True, kw_only=True):
     """How to run the model. `None` means: as the bundle says."""
 
-    solver: Literal["solver", "teacher"] = "solver"
+    solver: Literal["solver", "teacher", "student"] = "solver"
     steps: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
     start_step: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
     start_image: StartImage | None = None
@@ -56,8 +57,12 @@ class SampleConfig(Settings, frozen=True, kw_only=True):
 
 
 class WriteConfig(Settings, frozen=True, kw_only=True):
-    """How to write the pyramid. Keep `tile_px` a multiple of 16: JPEG and TIFF both need it."""
+    """How to write the pyramid. Keep `tile_px` a multiple of 16: JPEG and TIFF both need it.
 
+    OME-Zarr keeps pixels exactly; quality, subsampling and lossless are for OME-TIFF.
+    """
+
+    format: Literal["ome-tiff", "ome-zarr"] = "ome-tiff"
     quality: Annotated[int, msgspec.Meta(ge=1, le=100)] = 90
     subsampling: Literal["4:2:0", "4:4:4"] = "4:2:0"
     lossless: bool = False
@@ -88,6 +93,22 @@ class RunConfig(Settings, frozen=True, kw_only=True):
     cluster: ClusterConfig = ClusterConfig()
 
 
+def _student(spec: BundleSpec, config: SampleConfig) -> StudentSpec:
+    if spec.student is None:
+        raise BundleError(
+            f"Bundle {spec.name} carries no student.",
+            hint="Train one with wsi-stain distill, or leave out --solver student.",
+        )
+    asked = (config.steps, config.start_step, config.guidance)
+    if asked != (None, None, None) or not config.guided:
+        raise ConfigError(
+            f"The student of bundle {spec.name} was trained for {spec.student.steps} step(s) from "
+            f"level {spec.student.start_step} and for one guidance, and runs no other way.",
+            hint="Leave out steps, start_step and guidance, or choose --solver solver.",
+        )
+    return spec.student
+
+
 def resolve_sampling(
     spec: BundleSpec, config: SampleConfig
 ) -> tuple[SolverSpec, GuidanceSpec | None]:
@@ -96,8 +117,18 @@ def resolve_sampling(
     Returns
     -------
     tuple
-        Solver, and guidance or none where ``config.guided`` is false.
+        Solver, and guidance or none where ``config.guided`` is false. For the student a
+        `StudentSpec` and none: what the guidance does, it has learned.
+
+    Raises
+    ------
+    BundleError
+        The student is asked for, and the bundle has none.
+    ConfigError
+        The student is asked to run otherwise than it was trained.
     """
+    if config.solver == "student":
+        return _student(spec, config), None
     solver = spec.teacher if config.solver == "teacher" else spec.solver
     changes = {"steps": config.steps, "start_step": config.start_step}
     solver = msgspec.structs.replace(

@@ -28,6 +28,7 @@ from wsi_stain.bundles import bundle_digest, find_bundle
 from wsi_stain.config import BundleSpec, load_recipe
 from wsi_stain.doctor import package_versions
 from wsi_stain.errors import OutputError
+from wsi_stain.evaluate.costs import costs_markdown, method_costs
 from wsi_stain.evaluate.metrics import METRIC_VERSION
 from wsi_stain.evaluate.paint import ModelPainter, NullPainter, Painter
 from wsi_stain.evaluate.pairs import (
@@ -127,6 +128,7 @@ def run_evaluation(config: EvaluateConfig, out: Path, listener: Listener = ignor
     write_picture(out / "sheet.png", draw_sheet(rows, out, config.sheet_cell_px, config.sheet_rows))
     atomic_write_bytes(out / "run.json", _record(bench, rows))
     text = table_markdown(found, table, _heading(bench, rows))
+    text += "\n" + costs_markdown(method_costs(bench.painters, rows))
     atomic_write_bytes(out / "table.md", text.encode())
     return out / "table.md"
 

@@ -33,7 +33,7 @@ __all__ = [
     "whitespace_error",
 ]
 
-METRIC_VERSION = 1
+METRIC_VERSION = 2  # 2: nuclei by blob response
 
 Rgb8 = NDArray[np.uint8]
 Doubles = NDArray[np.float64]

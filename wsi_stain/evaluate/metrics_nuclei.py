@@ -1,7 +1,17 @@
 """Labelling index: which share of the nuclei is brown, and how two sets of indices agree.
 
-In: uint8 RGB of IHC, real or virtual, at 0.5 um/px or finer. Out: counts, percent, agreement.
+In: uint8 RGB of IHC, real or virtual, at 0.5 um/px or finer. Out: nuclei, percent, agreement.
 Not here: pixel metrics.
+
+Method. Nuclei are blobs in the red channel's optical density, where hematoxylin and DAB both absorb
+and beige stroma does not: maxima of the scale-normalized Laplacian of Gaussian at four radii, the
+larger favored so that a large nucleus is not split into its lumps, the stronger first, none inside
+of another. Nothing is fitted to the picture, so a nucleus is found alike in any block. A nucleus is
+positive where its disk's mean DAB OD is above a limit, less the haze around it.
+
+Error: `KNOWN_ERROR`, on 43 annotated Ki-67 fields (BCData and SHIDC-B-Ki-67, reduced to 0.5
+um/px). The constants below were chosen on the same fields. The annotators left stroma out, this
+does not: where much of a field is stroma, its index is lower than theirs.
 """
 
 from __future__ import annotations
@@ -13,27 +23,44 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from skimage.feature import peak_local_max
-from skimage.filters import threshold_otsu
-from skimage.segmentation import watershed
 
 from wsi_stain.errors import ConfigError
 from wsi_stain.evaluate.metrics_stain import POSITIVE_OD
-from wsi_stain.stain.density import HDX, project_od
+from wsi_stain.stain.density import HDX, project_od, rgb_to_od
 
-__all__ = ["IndexAgreement", "LabellingIndex", "find_nuclei", "index_agreement", "labelling_index"]
+__all__ = [
+    "KNOWN_ERROR",
+    "MAX_MPP",
+    "REACH_UM",
+    "IndexAgreement",
+    "LabellingIndex",
+    "Nuclei",
+    "find_nuclei",
+    "index_agreement",
+    "labelling_index",
+    "stain_densities",
+]
 
 Rgb8 = NDArray[np.uint8]
 Floats = NDArray[np.float32]
-Labels = NDArray[np.int32]
 
-RADIUS_UM = 3.5  # a small tumor nucleus; the filter answers to about half and double of it
-MIN_AREA_UM2 = 8.0
-MIN_CONTRAST_OD = 0.08  # log10 OD: below, a split of background noise is no nucleus
-_CAP_OD = 0.35
+RADII_UM = (3.0, 4.0, 5.0, 6.5)
+TILT = 0.25  # how much a radius is favored over the next smaller one
+LEAST_RESPONSE_OD = 0.02  # log10 OD: a ring-shaped pale nucleus answers with 0.03, paper with 0.001
+APART = 1.2  # no second nucleus within so many radii
+INNER = 0.7  # radii: where a nucleus is surely itself
+HAZE_UM = 30.0
+MOST_HAZE_OD = 0.15  # more is stain: a sheet of brown must not hide itself
+REACH_UM = 45.0  # how far a nucleus may depend on what lies around it, in practice
 MAX_MPP = 0.55  # nominal 0.5 um/px of many scanners reaches 0.52
+KNOWN_ERROR = (
+    "Against annotators on 40 real Ki-67 fields the index is off by 7 points on average (bias 0.1, "
+    "sd 8.7; stroma counts here, not there); 80 % of their 5,296 nuclei are found, 95 % of these "
+    "classed alike."
+)
 TIERS_PERCENT = (5.0, 30.0)
 _SATURATED = (255.0, 255.0, 255.0)
+_BYTE = 255.0
 
 
 class LabellingIndex(NamedTuple):
@@ -50,6 +77,24 @@ class LabellingIndex(NamedTuple):
     percent: float | None
     n_nuclei: int
     n_positive: int
+
+
+class Nuclei(NamedTuple):
+    """Nuclei of a picture, the most distinct first.
+
+    Attributes
+    ----------
+    xy_px
+        int32 (n, 2): column and row of the middle.
+    radius_um
+        float32 (n,): one of `RADII_UM`.
+    dab_od
+        float32 (n,): mean DAB OD, log10, above the haze around it.
+    """
+
+    xy_px: NDArray[np.int32]
+    radius_um: Floats
+    dab_od: Floats
 
 
 class IndexAgreement(NamedTuple):
@@ -88,7 +133,7 @@ def labelling_index(
     mpp
         Pixel size, um/px, at most 0.55.
     positive_od
-        A nucleus is positive where its mean DAB OD (log10) is above: set it on training IHC.
+        A nucleus is positive where its mean DAB OD (log10) above the haze exceeds this.
     white
         (3,) grey levels of the glass. A yellow or grey glass taken for 255 reads as DAB: on raw
         fields of one laboratory every blue nucleus was then "positive".
@@ -103,60 +148,46 @@ def labelling_index(
     ConfigError
         Pixels too large to see nuclei.
     """
-    labels = find_nuclei(rgb, mpp, white)
-    n = int(labels.max(initial=0))
-    if n == 0:
-        return LabellingIndex(None, 0, 0)
-    flat = labels.ravel()
-    dab = _densities(rgb, white)[..., 1].ravel()
-    sums = np.bincount(flat, weights=dab, minlength=n + 1)[1:]
-    areas = np.bincount(flat, minlength=n + 1)[1:]
-    n_positive = int((sums / areas > positive_od).sum())
-    return LabellingIndex(100.0 * n_positive / n, n, n_positive)
+    nuclei = find_nuclei(rgb, mpp, white)
+    n = len(nuclei.dab_od)
+    n_positive = int((nuclei.dab_od > positive_od).sum())
+    return LabellingIndex(100.0 * n_positive / n if n else None, n, n_positive)
 
 
-def find_nuclei(rgb: Rgb8, mpp: float, white: ArrayLike = _SATURATED) -> Labels:
-    """Segment nuclei: peaks of the Laplacian of Gaussian on H + DAB, grown by watershed.
+def find_nuclei(rgb: Rgb8, mpp: float, white: ArrayLike = _SATURATED) -> Nuclei:
+    """Find nuclei and measure their DAB.
 
     Parameters
     ----------
     rgb
         uint8 (h, w, 3).
     mpp
-        Pixel size, um/px.
+        Pixel size, um/px, at most 0.55.
     white
         (3,) grey levels of the glass.
 
     Returns
     -------
-    ndarray
-        int32 (h, w): 0 outside, 1..n inside, no gaps.
+    Nuclei
+        Middles, radii, DAB.
+
+    Raises
+    ------
+    ConfigError
+        Pixels too large to see nuclei.
     """
     if not 0.0 < mpp <= MAX_MPP:
         raise ConfigError(
             f"Nuclei cannot be counted at {mpp:g} um/px; {MAX_MPP} or less is needed.",
             hint="Run the labelling index on native resolution only.",
         )
-    stain = np.ascontiguousarray(_densities(rgb, white).sum(axis=-1))
-    radius_px = RADIUS_UM / mpp
-    calm = cv2.GaussianBlur(stain, (0, 0), max(0.5, 0.2 * radius_px))
-    mask = _foreground(np.asarray(calm, dtype=np.float32))
-    if not mask.any():
-        return np.zeros(mask.shape, np.int32)
-    # A disk of radius r answers most to a Gaussian of r / sqrt(2).
-    smooth = cv2.GaussianBlur(stain, (0, 0), radius_px / math.sqrt(2.0))
-    response = -cv2.Laplacian(smooth, cv2.CV_32F)
-    peaks = peak_local_max(  # type: ignore[no-untyped-call]
-        response,
-        min_distance=max(1, round(0.7 * radius_px)),
-        threshold_abs=0.0,
-        labels=mask.astype(np.int32),
-        exclude_border=False,
-    )
-    markers = np.zeros(mask.shape, np.int32)
-    markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
-    labels = watershed(-response, markers, mask=mask)  # type: ignore[no-untyped-call]
-    return _drop_small(np.asarray(labels, dtype=np.int32), MIN_AREA_UM2 / mpp**2)
+    red = np.ascontiguousarray(rgb_to_od(rgb, white)[..., 0]) / np.float32(math.log(10.0))
+    kept = _apart(_candidates(np.maximum(red, 0.0), mpp), rgb.shape[:2], mpp)
+    dab = stain_densities(rgb, white)[..., 1]
+    clear = dab - _haze(dab, mpp)
+    means = [_disk_mean(clear, x, y, INNER * radius / mpp) for x, y, radius in kept]
+    table = np.asarray(kept, np.float32).reshape(-1, 3)
+    return Nuclei(table[:, :2].astype(np.int32), table[:, 2], np.asarray(means, np.float32))
 
 
 def index_agreement(outputs: Sequence[float], references: Sequence[float]) -> IndexAgreement:
@@ -184,32 +215,56 @@ def index_agreement(outputs: Sequence[float], references: Sequence[float]) -> In
     )
 
 
-def _densities(rgb: Rgb8, white: ArrayLike) -> Floats:
+def stain_densities(rgb: Rgb8, white: ArrayLike) -> Floats:
     """Unmix hematoxylin and DAB: float32 (h, w, 2), log10 OD, 0 and up."""
     rows = np.linalg.inv(HDX)[:, :2].T / math.log(10.0)
     return np.maximum(project_od(rgb, white, rows), 0.0)
 
 
-def _foreground(stain: Floats) -> NDArray[np.bool_]:
-    """Split nuclei from background by Otsu, unless the two classes hardly differ."""
-    if float(np.ptp(stain)) == 0.0:
-        return np.zeros(stain.shape, bool)
-    # Without the cap, black-brown nuclei are one class and blue ones fall to the background.
-    capped = np.minimum(stain, np.median(stain) + _CAP_OD)
-    split = float(threshold_otsu(capped))  # type: ignore[no-untyped-call]
-    dark = capped > split
-    if not dark.any():
-        return dark
-    contrast = float(capped[dark].mean() - capped[~dark].mean())
-    return dark if contrast >= MIN_CONTRAST_OD else np.zeros(stain.shape, bool)
+def _candidates(red: Floats, mpp: float) -> list[tuple[float, int, int, float]]:
+    """Find maxima of the blob response at each radius: strength, y, x, radius in um."""
+    found: list[tuple[float, int, int, float]] = []
+    for number, radius_um in enumerate(RADII_UM):
+        # A disk of radius r answers most to a Gaussian of r / sqrt(2).
+        sigma_px = radius_um / mpp / math.sqrt(2.0)
+        smooth = cv2.GaussianBlur(red, (0, 0), sigma_px)
+        response = np.asarray(-(sigma_px**2) * cv2.Laplacian(smooth, cv2.CV_32F), np.float32)
+        highest = cv2.dilate(response, np.ones((3, 3), np.uint8))
+        ys, xs = np.nonzero((response == highest) & (response > LEAST_RESPONSE_OD))
+        strength = response[ys, xs] * (1.0 + TILT * number)
+        found += zip(
+            strength.tolist(), ys.tolist(), xs.tolist(), [radius_um] * len(ys), strict=True
+        )
+    return sorted(found, reverse=True)
 
 
-def _drop_small(labels: Labels, min_area_px: float) -> Labels:
-    areas = np.bincount(labels.ravel())
-    keep = areas >= min_area_px
-    keep[0] = False
-    renumbered = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
-    return renumbered[labels]
+def _apart(
+    candidates: Sequence[tuple[float, int, int, float]], shape: tuple[int, ...], mpp: float
+) -> list[tuple[int, int, float]]:
+    """Keep the strongest, and none whose middle lies within another: x, y, radius in um."""
+    taken = np.zeros(shape, np.uint8)
+    kept = []
+    for _, y, x, radius_um in candidates:
+        if not taken[y, x]:
+            kept.append((x, y, radius_um))
+            cv2.circle(taken, (x, y), round(APART * radius_um / mpp), 1, -1)
+    return kept
+
+
+def _haze(dab: Floats, mpp: float) -> Floats:
+    """Take the median DAB OD of the surroundings, at most `MOST_HAZE_OD`."""
+    side_px = 2 * round(HAZE_UM / mpp / 2.0) + 1
+    codes = np.rint(np.minimum(dab, 1.0) * _BYTE).astype(np.uint8)
+    haze = cv2.medianBlur(codes, side_px).astype(np.float32) / np.float32(_BYTE)
+    return np.asarray(np.minimum(haze, np.float32(MOST_HAZE_OD)), np.float32)
+
+
+def _disk_mean(picture: Floats, x: int, y: int, radius_px: float) -> float:
+    reach = int(radius_px)
+    top, left = max(0, y - reach), max(0, x - reach)
+    part = picture[top : y + reach + 1, left : x + reach + 1]
+    ys, xs = np.ogrid[top - y : top - y + part.shape[0], left - x : left - x + part.shape[1]]
+    return float(part[ys * ys + xs * xs <= radius_px * radius_px].mean())
 
 
 def _icc(table: NDArray[np.float64]) -> float:

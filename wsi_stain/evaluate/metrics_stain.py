@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_stain.errors import ConfigError
-from wsi_stain.stain.density import HDX, dab_od, rgb_to_od
+from wsi_stain.stain.density import HDX, POSITIVE_OD, dab_od, rgb_to_od
 from wsi_stain.stain.separate import angle_deg
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "dab_agreement",
     "dab_kl",
     "dab_p90",
+    "dab_values",
     "hue_of_positives",
     "iod",
     "iod_deviation_percent",
@@ -34,7 +35,6 @@ Doubles = NDArray[np.float64]
 Definition = Literal["dab", "rgb", "fod"]
 Mode = Literal["exact", "imagej"]
 
-POSITIVE_OD = 0.15  # log10 DAB OD above which a pixel counts as positive
 _FOD_POWER = 1.8
 _FOD_FLOOR = 0.15
 _KL_BINS = 256
@@ -76,10 +76,28 @@ def iod(rgb: Rgb8, definition: Definition = "dab", mode: Mode = "exact") -> floa
     """
     if definition == "rgb":
         return float(rgb_to_od(rgb, (255.0,) * 3).sum(dtype=np.float64)) / math.log(10.0)
-    dab = dab_od(rgb)
     if definition == "fod":
-        return float(_focal(dab).sum())
-    return float((_through_8_bit(dab) if mode == "imagej" else dab).sum(dtype=np.float64))
+        return float(_focal(dab_od(rgb)).sum())
+    return float(dab_values(rgb, mode).sum(dtype=np.float64))
+
+
+def dab_values(rgb: Rgb8, mode: Mode = "exact") -> Doubles:
+    """Give what `iod` sums over, pixel by pixel.
+
+    Parameters
+    ----------
+    rgb
+        uint8 (..., 3).
+    mode
+        As for `iod`.
+
+    Returns
+    -------
+    ndarray
+        float64 (...), log10 OD, 0 and up.
+    """
+    dab = dab_od(rgb)
+    return _through_8_bit(dab) if mode == "imagej" else dab.astype(np.float64)
 
 
 def iod_deviation_percent(

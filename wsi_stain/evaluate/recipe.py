@@ -138,10 +138,9 @@ def vary_spec(spec: BundleSpec, variant: Variant) -> BundleSpec:
         Its `solver` changes the solver that its `sample` asks for, the teacher included.
     """
     which = variant.sample.solver
-    changed = {
-        "guidance": _changed(spec.guidance, variant.guidance),
-        which: _changed(getattr(spec, which), variant.solver),
-    }
+    changed: dict[str, Settings] = {"guidance": _changed(spec.guidance, variant.guidance)}
+    if (settings := getattr(spec, which)) is not None:  # none: a bundle without a student
+        changed[which] = _changed(settings, variant.solver)
     return msgspec.structs.replace(spec, **changed)
 
 

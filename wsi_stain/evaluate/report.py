@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 
 from wsi_stain.errors import OutputError
 from wsi_stain.evaluate import report_facts, report_pictures
+from wsi_stain.evaluate.ground import Uncertainty, open_uncertainty
+from wsi_stain.evaluate.quantify import Numbers
+from wsi_stain.evaluate.quantify_files import read_numbers
 from wsi_stain.evaluate.report_numbers import (
     Doubt,
     FieldNumbers,
@@ -28,12 +31,13 @@ from wsi_stain.evaluate.report_numbers import (
     find_doubts,
     measure_field,
 )
-from wsi_stain.files import sha256_file
+from wsi_stain.files import sha256_any
 from wsi_stain.geometry import Scale, choose_scale
-from wsi_stain.layout import OUTPUT_SUFFIX, RunFiles, find_run
+from wsi_stain.layout import RunFiles, find_run
 from wsi_stain.manifest import RunManifest, RunRecord
 from wsi_stain.slides.image import SlideSource
 from wsi_stain.slides.mask import find_tissue
+from wsi_stain.write.annotations import read_flagged
 from wsi_stain.write.overview import HeFolder, HeRecord, keep_he
 from wsi_stain.write.validate import Expected, validate
 
@@ -70,6 +74,31 @@ class Pictures:
     ihc: Rgb8
 
 
+@dataclass(frozen=True)
+class Story:
+    """All that the page tells.
+
+    Attributes
+    ----------
+    files, record, he
+        The run, and what it kept of the H&E.
+    fields
+        Measured fields.
+    doubts, n_cells
+        Doubtful places, and how many were looked at.
+    measured
+        What `quantify` found on the whole slide; None where it was not run.
+    """
+
+    files: RunFiles
+    record: RunRecord
+    he: HeRecord
+    fields: Sequence[Field]
+    doubts: Sequence[Doubt]
+    n_cells: int
+    measured: Numbers | None
+
+
 def write_report(run: Path, *, slide: Path | None = None) -> Path:
     """Write the page of a run; an older page is replaced.
 
@@ -99,7 +128,7 @@ def write_report(run: Path, *, slide: Path | None = None) -> Path:
     """
     files = find_run(run)
     record = RunManifest.load(files.manifest).content
-    if not files.output.is_file():
+    if not files.output.exists():
         raise OutputError(
             f"{files.output} is missing: the run has no picture yet.",
             hint="Run wsi-stain translate again; it goes on where it stopped.",
@@ -133,6 +162,8 @@ def _build(files: RunFiles, record: RunRecord, kept: HeFolder, folder: Path) -> 
             raise OutputError(f"{files.output} is {source.size_l0}; the run planned {he.size_out}.")
         fields = _write_fields(source, kept, he, whites, folder)
         pictures = Pictures(kept.overview(), source.thumbnail(he.mpp_out * he.reduction))
+        measured = read_numbers(files.output, source.digest)
+        uncertainty = open_uncertainty(source)
     if pictures.he.shape != pictures.ihc.shape:
         raise OutputError(
             f"H&E overview {pictures.he.shape} and output {pictures.ihc.shape} differ in size.",
@@ -140,14 +171,16 @@ def _build(files: RunFiles, record: RunRecord, kept: HeFolder, folder: Path) -> 
         )
     cell_px = max(LEAST_CELL_PX, CELL_PX // he.reduction)
     doubts, n_cells = find_doubts(pictures.he, pictures.ihc, whites, cell_px)
-    viewer = _write_pictures(pictures, he, folder)
+    viewer = _write_pictures(pictures, he, whites, uncertainty, folder)
     viewer["tissue"] = report_pictures.outline_paths(kept.tissue(), he.mask_step)
     viewer["doubts"] = [[at * he.reduction for at in doubt.region] for doubt in doubts]
+    viewer["doubts"] += [list(tile.box) for tile in read_flagged(files.tile_scores)]
+    viewer["hot_spot"] = _hot_spot(measured, he.mpp_out)
     viewer["fields"] = [
         {"box": list(field.numbers.region), "he": field.he_file, "ihc": field.ihc_file}
         for field in fields
     ]
-    page = _render(files, record, he, fields, (doubts, n_cells), viewer)
+    page = _render(Story(files, record, he, fields, doubts, n_cells, measured), viewer)
     (folder / PAGE).write_text(page, encoding="utf-8")
 
 
@@ -174,7 +207,7 @@ def _kept_he(files: RunFiles, record: RunRecord, slide: Path | None) -> HeFolder
         mask = find_tissue(
             source.thumbnail(mask_mpp), mpp=mask_mpp, downsample=mask_mpp / source.mpp_l0
         )
-        marker = files.output.name.removesuffix(OUTPUT_SUFFIX).rpartition("_")[2]
+        marker = files.name.rpartition("_")[2]
         keep_he(source, scale, mask, kept.path, marker=marker)
     return kept
 
@@ -208,13 +241,33 @@ def _write_fields(
     return sorted(fields, key=lambda field: field.numbers.sobel_ssim)
 
 
-def _write_pictures(pictures: Pictures, he: HeRecord, folder: Path) -> dict[str, Any]:
-    """Write tiles and overlay; gives what the viewer must know of them."""
+def _hot_spot(measured: Numbers | None, mpp: float) -> list[float] | None:
+    """Give middle and radius in px of the picture."""
+    if measured is None or measured.hot_spot is None:
+        return None
+    spot = measured.hot_spot
+    return [round(um / mpp, 1) for um in (*spot.center_xy_um, spot.radius_um)]
+
+
+def _write_pictures(
+    pictures: Pictures,
+    he: HeRecord,
+    whites: Whites,
+    uncertainty: Uncertainty | None,
+    folder: Path,
+) -> dict[str, Any]:
+    """Write tiles and overlays; gives what the viewer must know of them."""
     height_px, width_px = pictures.he.shape[:2]
     n_levels = report_pictures.write_tiles(pictures.he, folder / "he")
     report_pictures.write_tiles(pictures.ihc, folder / "ihc")
-    overlay, step = report_pictures.positive_overlay(pictures.ihc)
+    overlay, step = report_pictures.positive_overlay(pictures.ihc, whites.ihc)
     report_pictures.write_png(folder / "positive.png", overlay)
+    rasters = [{"name": "positive", "width": overlay.shape[1] * step / width_px}]  # topmost last
+    if uncertainty is not None:
+        spread, step_l0 = report_pictures.spread_overlay(uncertainty)
+        report_pictures.write_png(folder / "spread.png", spread)
+        width = spread.shape[1] * step_l0 / he.size_out.width_px
+        rasters.insert(0, {"name": "spread", "width": width})
     return {
         "width": width_px,
         "height": height_px,
@@ -222,18 +275,12 @@ def _write_pictures(pictures: Pictures, he: HeRecord, folder: Path) -> dict[str,
         "tile": report_pictures.TILE_PX,
         "reduction": he.reduction,
         "mpp": he.mpp_out,
-        "overlay_width": overlay.shape[1] * step / width_px,
+        "rasters": rasters,
     }
 
 
-def _render(
-    files: RunFiles,
-    record: RunRecord,
-    he: HeRecord,
-    fields: Sequence[Field],
-    looked: tuple[Sequence[Doubt], int],
-    viewer: dict[str, Any],
-) -> str:
+def _render(story: Story, viewer: dict[str, Any]) -> str:
+    files, record, he, fields = story.files, story.record, story.he, story.fields
     numbers = [field.numbers for field in fields]
     slide = SlideNumbers.of(numbers)
     evidence = report_facts.Evidence(
@@ -241,8 +288,8 @@ def _render(
         validation=validate(files.output, expected=Expected(he.size_out, he.mpp_out)),
         is_unchanged=_is_unchanged(files, record),
         numbers=slide,
-        doubts=looked[0],
-        n_cells=looked[1],
+        doubts=story.doubts,
+        n_cells=story.n_cells,
     )
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / "templates"),
@@ -253,7 +300,7 @@ def _render(
     )
     environment.filters |= {"percent": report_facts.percent, "decimals": report_facts.decimals}
     return environment.get_template("report.html.j2").render(
-        name=files.output.name.removesuffix(OUTPUT_SUFFIX),
+        name=files.name,
         marker=he.marker,
         size=str(he.size_out),
         mpp=he.mpp_out,
@@ -261,6 +308,8 @@ def _render(
         bundle=record.bundle.get("name", "unknown"),
         statement=record.statement,
         figures=report_facts.figures(slide, numbers, he.mpp_out),
+        slide_figures=report_facts.slide_figures(story.measured) if story.measured else [],
+        pyramid=files.output.name,
         checks=report_facts.checks(evidence),
         fields=fields,
         provenance=report_facts.provenance(record, len(fields)),
@@ -270,4 +319,4 @@ def _render(
 
 def _is_unchanged(files: RunFiles, record: RunRecord) -> bool | None:
     noted = [out for out in record.outputs if out.name == files.output.name]
-    return sha256_file(files.output) == noted[0].sha256 if noted else None
+    return sha256_any(files.output) == noted[0].sha256 if noted else None

@@ -16,11 +16,21 @@ import msgspec
 from wsi_stain.config import RunConfig
 from wsi_stain.evaluate.metrics import METRIC_VERSION
 from wsi_stain.evaluate.metrics_stain import POSITIVE_OD
+from wsi_stain.evaluate.quantify import Numbers
 from wsi_stain.evaluate.report_numbers import Doubt, FieldNumbers, SlideNumbers
 from wsi_stain.manifest import RunRecord
 from wsi_stain.write.validate import Validation
 
-__all__ = ["Check", "Evidence", "Figure", "Section", "checks", "figures", "provenance"]
+__all__ = [
+    "Check",
+    "Evidence",
+    "Figure",
+    "Section",
+    "checks",
+    "figures",
+    "provenance",
+    "slide_figures",
+]
 
 # Limits of a second look, not of quality: EVALUATION has no single bar.
 LEAST_SOBEL_SSIM = 0.4
@@ -115,6 +125,44 @@ def figures(numbers: SlideNumbers, fields: Sequence[FieldNumbers], mpp: float) -
             f"the output has {100.0 * numbers.whitespace_signed:+.1f} points more white.",
         ),
     ]
+
+
+def slide_figures(numbers: Numbers) -> list[Figure]:
+    """Word what `quantify` measured on the whole slide."""
+    spot = numbers.hot_spot
+    low, high = numbers.labelling_low_percent, numbers.labelling_high_percent
+    shown = [
+        Figure(
+            "Labelling index",
+            percent(numbers.labelling_percent),
+            "" if low is None else f"{percent(low)} to {percent(high)} over seeds",
+            f"{numbers.n_positive:,} of {numbers.n_nuclei:,} nuclei. {numbers.nuclei_error}"
+            if numbers.n_nuclei is not None
+            else numbers.nuclei_error,
+        ),
+        Figure(
+            "Positive area",
+            percent(numbers.positive_area_percent),
+            f"of {numbers.tissue_mm2:.3g} mm² tissue",
+            f"Share of tissue pixels with DAB OD above {numbers.positive_od:g} over the glass.",
+        ),
+        Figure(
+            "Mean DAB OD",
+            f"{numbers.miod_exact:.3f}",
+            f"IOD {numbers.iod_exact:,.0f}",
+            f"log10(255 / I) over tissue pixels of {numbers.measured_mpp:.3g} µm; "
+            f"ImageJ's way {numbers.miod_imagej:.3f}.",
+        ),
+        Figure(
+            "Hot spot",
+            "none" if spot is None else f"{spot.positive_per_mm2:,.0f} per mm²",
+            "" if spot is None else f"{spot.n_positive:,} of {spot.n_nuclei:,} nuclei positive",
+            f"Most positive nuclei per area of tissue. {numbers.hot_spot_note}",
+        ),
+    ]
+    sd = numbers.mean_dab_sd
+    value = "not measured" if sd is None else f"{sd:.3f}"
+    return [*shown, Figure("Sd of DAB OD", value, "", numbers.uncertainty_note)]
 
 
 def checks(evidence: Evidence) -> list[Check]:

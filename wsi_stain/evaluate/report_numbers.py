@@ -18,10 +18,15 @@ from numpy.typing import NDArray
 
 from wsi_stain.config import Rgb
 from wsi_stain.evaluate.metrics import Whitespace, sobel_ssim, whitespace_error
-from wsi_stain.evaluate.metrics_nuclei import MAX_MPP, LabellingIndex, labelling_index
+from wsi_stain.evaluate.metrics_nuclei import (
+    MAX_MPP,
+    LabellingIndex,
+    labelling_index,
+    stain_densities,
+)
 from wsi_stain.evaluate.metrics_stain import POSITIVE_OD, dab_p90
 from wsi_stain.geometry import Region
-from wsi_stain.stain.density import dab_od, is_stained
+from wsi_stain.stain.density import is_stained
 
 __all__ = ["Doubt", "FieldNumbers", "SlideNumbers", "Whites", "find_doubts", "measure_field"]
 
@@ -51,7 +56,8 @@ class FieldNumbers:
     labelling
         None where pixels are too large to see nuclei.
     n_tissue_px, n_positive_px
-        Pixels that are stained in the H&E; those of them with DAB OD above `POSITIVE_OD`.
+        Pixels that are stained in the H&E; those of them with DAB OD over the glass above
+        `POSITIVE_OD`.
     dab_p90
         Mean DAB OD of the strongest tenth of all pixels, log10.
     whitespace, sobel_ssim
@@ -129,11 +135,12 @@ def measure_field(he: Rgb8, ihc: Rgb8, region: Region, whites: Whites, mpp: floa
         Pixel size, um/px.
     """
     tissue = is_stained(he, whites.he)
+    positive = stain_densities(ihc, whites.ihc)[..., 1] > POSITIVE_OD
     return FieldNumbers(
         region=region,
-        labelling=labelling_index(ihc, mpp) if mpp <= MAX_MPP else None,
+        labelling=labelling_index(ihc, mpp, white=whites.ihc) if mpp <= MAX_MPP else None,
         n_tissue_px=int(tissue.sum()),
-        n_positive_px=int((tissue & (dab_od(ihc) > POSITIVE_OD)).sum()),
+        n_positive_px=int((tissue & positive).sum()),
         dab_p90=dab_p90(ihc),
         whitespace=whitespace_error(ihc, he, whites.ihc, whites.he),
         sobel_ssim=sobel_ssim(ihc, he),

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from wsi_stain.errors import OutputError
+from wsi_stain.evaluate.ground import Uncertainty
+from wsi_stain.evaluate.metrics_nuclei import stain_densities
 from wsi_stain.evaluate.metrics_stain import POSITIVE_OD
-from wsi_stain.stain.density import dab_od
 from wsi_stain.write.levels import halve
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "level_count",
     "outline_paths",
     "positive_overlay",
+    "spread_overlay",
     "write_jpeg",
     "write_png",
     "write_tiles",
@@ -37,6 +39,8 @@ TILE_PX = 512
 QUALITY = 86
 OVERLAY_MAX_PX = 2_000_000
 OVERLAY_RGB = (0, 200, 83)  # neither in H&E nor in H-DAB
+SPREAD_RGB = (106, 27, 255)
+SPREAD_FULL_OD = 0.15  # sd of DAB OD that is drawn opaque: as much as makes a pixel positive
 BAND_PX = 512
 OUTLINE_MAX_POINTS = 20_000
 
@@ -83,13 +87,15 @@ def write_png(path: Path, rgba: Rgb8) -> None:
     _write(path, rgba[..., [2, 1, 0, 3]], [])
 
 
-def positive_overlay(ihc: Rgb8) -> tuple[Rgb8, int]:
+def positive_overlay(ihc: Rgb8, white: ArrayLike) -> tuple[Rgb8, int]:
     """Draw where DAB OD is above `POSITIVE_OD`; opacity is the share of positive pixels.
 
     Parameters
     ----------
     ihc
         uint8 (h, w, 3).
+    white
+        (3,) grey levels of its glass.
 
     Returns
     -------
@@ -104,12 +110,28 @@ def positive_overlay(ihc: Rgb8) -> tuple[Rgb8, int]:
     rgba[..., :3] = OVERLAY_RGB
     band_px = max(BAND_PX, step)
     for y_px in range(0, height_px, band_px):
-        positive = dab_od(ihc[y_px : y_px + band_px]) > POSITIVE_OD
+        band = ihc[y_px : y_px + band_px]
+        positive = stain_densities(band, white)[..., 1] > POSITIVE_OD
         pad = [(0, -side_px % step) for side_px in positive.shape]
         cells = np.pad(positive, pad)
         blocks = cells.reshape(cells.shape[0] // step, step, cells.shape[1] // step, step)
         share = blocks.mean(axis=(1, 3))
         rgba[y_px // step : y_px // step + len(share), :, 3] = np.rint(255 * share)
+    return rgba, step
+
+
+def spread_overlay(uncertainty: Uncertainty) -> tuple[Rgb8, float]:
+    """Draw where noise seeds disagree; opacity is the sd of DAB OD, 0.15 and more opaque.
+
+    Returns
+    -------
+    tuple
+        uint8 (h, w, 4) RGBA of at most 2 megapixels, and picture px per overlay px.
+    """
+    sd, step = uncertainty.overview(OVERLAY_MAX_PX)
+    rgba = np.empty((*sd.shape, 4), np.uint8)
+    rgba[..., :3] = SPREAD_RGB
+    rgba[..., 3] = np.rint(255.0 * np.minimum(sd / SPREAD_FULL_OD, 1.0))
     return rgba, step
 
 

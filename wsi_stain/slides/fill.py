@@ -5,7 +5,10 @@ Room 1 of 4. In: a slide, a grid, shard numbers. Out: shards. Not here: which sh
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -15,9 +18,42 @@ from wsi_stain.slides.plan import TileGrid
 from wsi_stain.slides.slide_facts import Pixels
 from wsi_stain.slides.store import PatchStore
 
-__all__ = ["fill_shard", "read_tiles"]
+__all__ = ["FillReport", "FillTask", "fill_shard", "read_tiles"]
 
 LARGEST_READ_PX = 8_000_000
+
+
+@dataclass(frozen=True)
+class FillReport:
+    """What a worker says about a shard that was read."""
+
+    n_tiles: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FillTask:
+    """Reads shards of one slide into the store; sent to each worker once.
+
+    Attributes
+    ----------
+    source
+        The slide; opened anew in each process.
+    store
+        Path of the patch store.
+    key
+        Identity of the work: goes into the done marker of each shard.
+    """
+
+    source: SlideSource
+    store: Path
+    key: str
+
+    def __call__(self, shard: int) -> FillReport:
+        """Read one shard and mark it done."""
+        began_s = time.monotonic()
+        n_tiles = fill_shard(self.source, PatchStore.open(self.store), shard, self.key)
+        return FillReport(n_tiles, time.monotonic() - began_s)
 
 
 def fill_shard(source: SlideSource, store: PatchStore, shard: int, key: str) -> int:

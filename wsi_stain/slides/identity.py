@@ -30,6 +30,8 @@ def check_file(path: Path) -> None:
         status = path.stat()
     except OSError as error:
         raise SlideError(f"Slide {path} cannot be opened: {error.strerror}.") from error
+    if (path / "zarr.json").is_file():  # an OME-Zarr is a folder
+        return
     if stat.S_ISDIR(status.st_mode):
         raise SlideError(
             f"Slide {path} is a folder.",
@@ -47,13 +49,16 @@ def content_digest(path: Path) -> str:
     """Identify a slide by content, cheaply: it may have 10 GB.
 
     SHA-256 over the size and the first, middle and last MiB. For MRXS and DICOM, whose pixels lie
-    in further files, over the names and sizes of those too.
+    in further files, over the names and sizes of those too; for OME-Zarr over its metadata and
+    the names and sizes of all its files.
 
     Returns
     -------
     str
         64 hex digits.
     """
+    if path.is_dir():
+        return _folder_digest(path)
     digest = hashlib.sha256()
     size_bytes = path.stat().st_size
     digest.update(str(size_bytes).encode())
@@ -63,6 +68,14 @@ def content_digest(path: Path) -> str:
             digest.update(file.read(BLOCK_BYTES))
     for companion in _companions(path):
         digest.update(f"{companion.name}:{companion.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def _folder_digest(folder: Path) -> str:
+    digest = hashlib.sha256((folder / "zarr.json").read_bytes())
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        name = file.relative_to(folder).as_posix()
+        digest.update(f"{name}:{file.stat().st_size}\n".encode())
     return digest.hexdigest()
 
 

@@ -29,6 +29,7 @@ from wsi_stain.slides.slide_facts import (
     true_downsample,
 )
 from wsi_stain.slides.tiff_read import DAMAGE, TiffBackend, TiffPageReader, is_tiff
+from wsi_stain.slides.zarr_read import ZarrBackend
 
 __all__ = ["OpenSlideBackend", "open_backend"]
 
@@ -49,6 +50,8 @@ def open_backend(path: Path, cache_mb: int) -> Backend:
     SlideError
         No library reads the file; the text says why.
     """
+    if path.is_dir():
+        return _checked(path, ZarrBackend(path))
     tiff = _tiff_kind(path)
     if tiff == "ome":
         return _checked(path, TiffBackend(path, cache_mb))

@@ -22,7 +22,7 @@ import numpy as np
 import zarr
 
 from wsi_stain.errors import OutputError, PlanError
-from wsi_stain.files import flush_to_disk, replace_durably
+from wsi_stain.files import cannot_write, flush_to_disk, replace_durably
 from wsi_stain.slides.plan import TileGrid
 from wsi_stain.slides.slide_facts import Pixels
 
@@ -70,7 +70,9 @@ class PatchStore:
         try:
             _prepare(path, grid)
         except OSError as error:
-            raise OutputError(f"Store {path} cannot be written: {error}.") from error
+            if isinstance(error, OutputError):
+                raise
+            raise cannot_write(path, error, f"Store {path}") from error
         return cls(path)
 
     @classmethod
@@ -122,10 +124,8 @@ class PatchStore:
             record = {"key": key, "bytes": file.stat().st_size, "sha256": _sha256(tiles)}
             _write_atomic(self._marker(name, shard), json.dumps(record))
         except OSError as error:
-            raise OutputError(
-                f"Store {self.path}: shard {shard} of {name} cannot be written: {error}.",
-                hint="Is the disk full?",
-            ) from error
+            what = f"Store {self.path}: shard {shard} of {name}"
+            raise cannot_write(self.path, error, what) from error
 
     def read(self, name: ArrayName, shard: int) -> Pixels:
         """Read a shard, uint8 (n, t, t, 3); the last may be short.

@@ -22,6 +22,7 @@ __all__ = [
     "GLASS_OD",
     "GLASS_REACH_PX",
     "HDX",
+    "POSITIVE_OD",
     "as_rgb",
     "dab_od",
     "glass_alpha",
@@ -38,6 +39,7 @@ Floats = NDArray[np.float32]
 Rgb8 = NDArray[np.uint8]
 
 GLASS_OD = 0.15  # natural-log OD below which a channel counts as empty
+POSITIVE_OD = 0.15  # log10 DAB OD above which a pixel counts as positive
 GLASS_SIGMA_PX = 1.5
 GLASS_REACH_PX = math.ceil(3 * GLASS_SIGMA_PX)  # how far a pixel's glass mask looks
 _H = (0.650, 0.704, 0.286)

@@ -162,7 +162,7 @@ class MineStage:
         """Loss of one batch: a scalar, since negatives mix positions."""
         y_0 = self.train.batch(self.config.batch, rng).to(self.device)
         steps = torch.from_numpy(rng.integers(1, self.config.focus_step + 1, len(y_0)))
-        joint, marginal = self._scores(y_0, steps.to(self.device), generator)
+        joint, marginal = self.scores(y_0, steps.to(self.device), generator)
         return mi_loss(joint, marginal, self.config.critic.loss, self.running)
 
     def evaluate(self) -> dict[str, float]:
@@ -176,25 +176,45 @@ class MineStage:
             generator = torch.Generator(self.device).manual_seed(step)
             steps = torch.full((len(self.held_out),), step, device=self.device)
             with torch.inference_mode():
-                joint, marginal = self._scores(self.held_out, steps, generator)
+                joint, marginal = self.scores(self.held_out, steps, generator)
             values[f"nats_{step}"] = estimate(joint, marginal)
         return values
 
-    def _scores(
+    def scores(
         self,
         y_0: torch.Tensor,
         steps: torch.Tensor,
         generator: torch.Generator,
+        mapped: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noise both sides apart and score their pairs.
+
+        Parameters
+        ----------
+        y_0
+            Pictures, float32 (B, 3, H, W) in [-1, 1].
+        steps
+            int64 (B,), 1..T.
+        generator
+            Draws the two noise fields.
+        mapped
+            Pictures whose maps are taken, like `y_0`; none: the same.
+
+        Returns
+        -------
+        tuple
+            joint (n,) and marginal (k, n), nats, as `pair_scores` gives them.
+        """
+        mapped = y_0 if mapped is None else mapped
         alpha, sigma = self.schedule.tables(self.device)
         levels = steps.clamp_min(self.config.map_floor_step)
-        scales = map_scales(y_0, self.config.gradient_map)
+        scales = map_scales(mapped, self.config.gradient_map)
 
-        def noised(at: torch.Tensor) -> torch.Tensor:
-            field = torch.randn(y_0.shape, generator=generator, device=self.device)
-            return alpha[at].view(-1, 1, 1, 1) * y_0 + sigma[at].view(-1, 1, 1, 1) * field
+        def noised(y: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+            field = torch.randn(y.shape, generator=generator, device=self.device)
+            return alpha[at].view(-1, 1, 1, 1) * y + sigma[at].view(-1, 1, 1, 1) * field
 
-        g_t = gradient_map(noised(levels), self.config.gradient_map, scales)
+        g_t = gradient_map(noised(mapped, levels), self.config.gradient_map, scales)
         a = self.net.embed_map(g_t, torch.log(sigma[levels] / alpha[levels]))
-        b = self.net.embed_picture(noised(steps), torch.log(sigma[steps] / alpha[steps]))
+        b = self.net.embed_picture(noised(y_0, steps), torch.log(sigma[steps] / alpha[steps]))
         return pair_scores(self.net, a, b)

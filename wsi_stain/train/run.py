@@ -7,7 +7,7 @@ the loop, the command line.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -19,16 +19,26 @@ from wsi_stain.config import BundleSpec, TrainConfig, load_recipe
 from wsi_stain.errors import BundleError, ConfigError
 from wsi_stain.manifest import Event, Listener
 from wsi_stain.stain.reference import measure_reference
-from wsi_stain.train.data import ImageSet, TrainImage, load_images
-from wsi_stain.train.loop import Stage, fit, load_average
+from wsi_stain.train.checkpoint import load_average
+from wsi_stain.train.data import ImageSet
+from wsi_stain.train.images import TrainImage, load_images
+from wsi_stain.train.loop import Stage, fit
 from wsi_stain.train.mine import MineStage
+from wsi_stain.train.ranks import ALONE, Ranks, join_ranks
 from wsi_stain.train.refine import RefineStage
 from wsi_stain.train.score import ScoreStage, settle_net
-from wsi_stain.translate.bundle import FILES, load_bundle, pick_device, save_nets
+from wsi_stain.translate.bundle import (
+    FILES,
+    count_cuda_devices,
+    load_bundle,
+    pick_device,
+    save_nets,
+)
 
-__all__ = ["export", "run_stage", "train_stage"]
+__all__ = ["describe", "export", "merge_statement", "read_recipe", "run_stage", "train_stage"]
 
-PARTS = {"score": "score", "mine": "critic", "refine": "heads"}
+FEW_CROPS = 2_000
+PARTS = {"score": "score", "mine": "critic", "refine": "heads", "distill": "student"}
 
 
 def train_stage(
@@ -68,19 +78,33 @@ def train_stage(
     DeviceError
         No such device, or a loss that is not finite.
     """
-    config, _ = load_recipe(recipe, TrainConfig)
-    if config.stage != stage:
-        raise ConfigError(
-            f"Recipe {recipe} trains stage {config.stage}, not {stage}.",
-            hint=f"wsi-stain train {config.stage} --recipe {recipe}",
-        )
+    config = read_recipe(stage, recipe)
     asked = {"samples": samples, "threads": threads, "bundle": bundle and str(bundle)}
     config = structs.replace(config, **{k: v for k, v in asked.items() if v is not None})
     if bundle is not None:
         _starting_spec(config, bundle)  # refuse before hours of work, not after
-    run_stage(config, folder, listener)
-    if bundle is not None:
+    with join_ranks(config.device) as ranks:
+        run_stage(config, folder, listener, ranks=ranks)
+    if bundle is not None and ranks.leads:
         export(config, folder, bundle, listener)
+
+
+def read_recipe(stage: str, recipe: Path) -> TrainConfig:
+    """Read the recipe of a stage.
+
+    Raises
+    ------
+    ConfigError
+        It is of another stage, or cannot be used.
+    """
+    config, _ = load_recipe(recipe, TrainConfig)
+    if config.stage != stage:
+        verb = "distill" if config.stage == "distill" else f"train {config.stage}"
+        raise ConfigError(
+            f"Recipe {recipe} trains stage {config.stage}, not {stage}.",
+            hint=f"wsi-stain {verb} --recipe {recipe}",
+        )
+    return config
 
 
 def run_stage(
@@ -88,6 +112,7 @@ def run_stage(
     folder: Path,
     listener: Listener,
     should_stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Load the images, build the stage and train it until its budget is spent.
 
@@ -100,7 +125,9 @@ def run_stage(
     listener
         Hears the events.
     should_stop
-        Asked after every step; when true, a checkpoint is written and training ends.
+        Asked before every step; when true, a checkpoint is written and training ends.
+    ranks
+        Which process of how many this is; the batch is split over them.
 
     Raises
     ------
@@ -115,11 +142,33 @@ def run_stage(
         torch.set_num_threads(config.threads)
     train = ImageSet(load_images(config.data, "train"), config.data)
     held_out = ImageSet(load_images(config.data, "val"), config.data)
-    fit(_build(config, train, held_out), config, folder, listener, should_stop)
+    device = ranks.device or pick_device(config.device)
+    if ranks.leads:
+        for text in _warnings(config, train, ranks):
+            listener(Event("train", "note", text=text))
+    share = structs.replace(config, batch=ranks.share(config.batch))
+    stage = _build(share, train, held_out, device)
+    fit(stage, config, folder, listener, should_stop, ranks)
 
 
-def _build(config: TrainConfig, train: ImageSet, held_out: ImageSet) -> Stage:
-    device = pick_device(config.device)
+def _warnings(config: TrainConfig, train: ImageSet, ranks: Ranks) -> Iterator[str]:
+    """Tell what a person would want to know before hours of work."""
+    n_crops = train.area_px() // config.data.crop_px**2
+    if n_crops < FEW_CROPS:
+        yield (
+            f"The {len(train.images)} training images hold {n_crops} separate crops of "
+            f"{config.data.crop_px} px, each seen {config.samples / max(1, n_crops):.0f} times: "
+            "the net may memorize them. Look at samples-*.png, and measure: --measure"
+        )
+    n_devices = count_cuda_devices(config.device)
+    if ranks.size == 1 and n_devices > 1:
+        yield (
+            f"{n_devices} CUDA devices, one is used. All: torchrun --nproc-per-node {n_devices} "
+            f"-m wsi_stain train {config.stage} ..."
+        )
+
+
+def _build(config: TrainConfig, train: ImageSet, held_out: ImageSet, device: torch.device) -> Stage:
     if config.stage == "score":
         return ScoreStage(config, train, held_out, device)
     if config.stage == "mine":
@@ -164,7 +213,7 @@ def export(config: TrainConfig, folder: Path, bundle: Path, listener: Listener) 
     weights, samples = load_average(folder, config.stage)
     images = load_images(config.data, "train")
     changed = _stage_fields(config, spec, images, samples)
-    statement = _merge_statement(spec.data_statement, config.stage, _describe(images, samples))
+    statement = merge_statement(spec.data_statement, config.stage, describe(images, samples))
     spec = structs.replace(
         spec,
         **changed,
@@ -172,9 +221,8 @@ def export(config: TrainConfig, folder: Path, bundle: Path, listener: Listener) 
         licences=tuple(sorted({*spec.licences, *(image.licence for image in images)})),
         created_by=f"wsi-stain {__version__}",
     )
-    if config.stage == "score" and spec.heads is not None:
-        spec = _drop_heads(spec, bundle)
-        listener(Event("train", "note", text="Heads of the old score net removed: train refine."))
+    if config.stage == "score":
+        spec = _drop_followers(spec, bundle, listener)
     save_nets(bundle, spec, {PARTS[config.stage]: weights})
     listener(Event("train", "note", text=f"{bundle}: {config.stage} net of {samples} samples."))
     return spec
@@ -219,22 +267,27 @@ def _stage_fields(
     }
 
 
-def _drop_heads(spec: BundleSpec, bundle: Path) -> BundleSpec:
-    """Take out heads that were trained on the features of another score net."""
-    name = FILES["heads"]
-    (bundle / name).unlink(missing_ok=True)
-    files = {file: digest for file, digest in spec.files.items() if file != name}
-    return structs.replace(spec, heads=None, files=files)
+def _drop_followers(spec: BundleSpec, bundle: Path, listener: Listener) -> BundleSpec:
+    """Take out what was trained on another score net: heads on its features, a student on it."""
+    for part, remedy in (("heads", "wsi-stain train refine"), ("student", "wsi-stain distill")):
+        if getattr(spec, part) is None:
+            continue
+        (bundle / FILES[part]).unlink(missing_ok=True)
+        files = {file: digest for file, digest in spec.files.items() if file != FILES[part]}
+        spec = structs.replace(spec, **{part: None, "files": files})
+        text = f"The old score net's {part} removed; train anew: {remedy}"
+        listener(Event("train", "note", text=text))
+    return spec
 
 
-def _describe(images: list[TrainImage], samples: int) -> str:
+def describe(images: list[TrainImage], samples: int) -> str:
     """Say in one line what was seen: sources with counts and licences."""
     counts = Counter((image.source, image.licence) for image in images)
     parts = [f"{n} of {source} ({licence})" for (source, licence), n in sorted(counts.items())]
     return f"{samples} crops of {len(images)} images: {'; '.join(parts)}."
 
 
-def _merge_statement(statement: str, stage: str, line: str) -> str:
+def merge_statement(statement: str, stage: str, line: str) -> str:
     """Keep one line per stage, in the order of training."""
     lines = dict(part.split(": ", 1) for part in statement.splitlines() if ": " in part)
     lines[stage] = line

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from wsi_stain.config import NetSpec, TrainConfig
 from wsi_stain.train.data import ImageSet, measure_mean_sd
+from wsi_stain.train.samples import lay_out, redraw, sample
 from wsi_stain.translate.networks import ScoreNet
 from wsi_stain.translate.noise import Schedule
 
@@ -27,6 +28,7 @@ __all__ = [
 HELD_OUT_STEPS = (10, 40, 80, 150, 220, 300, 500)
 """Noise levels at which the held-out loss is written down."""
 HELD_OUT_CROPS = 16
+N_PAINTED = 4
 
 
 def draw_steps(config: TrainConfig, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -139,3 +141,16 @@ class ScoreStage:
         """Held-out eps-MSE by step."""
         errors = eps_errors(self.net, self.schedule, self.held_out, seed=2)
         return {f"eps_mse_{step}": error for step, error in errors.items()}
+
+    def paint(self) -> NDArray[np.uint8]:
+        """Draw four samples from noise, four held-out crops, and these redrawn from level 200.
+
+        Returns
+        -------
+        ndarray
+            uint8 (h, w, 3), one line each. Costs about 160 evaluations of the net on a crop.
+        """
+        real = self.held_out[:N_PAINTED]
+        top = self.config.last_step
+        drawn = sample(self.net, self.schedule, tuple(real.shape), seed=4, from_step=top)
+        return lay_out([drawn, real, redraw(self.net, self.schedule, real, seed=4)])

@@ -18,13 +18,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from wsi_stain.bundles import find_bundle, read_spec
-from wsi_stain.config import BundleSpec, GuidanceSpec, SolverSpec
+from wsi_stain.config import BundleSpec, GuidanceSpec, SolverSpec, StudentSpec
 from wsi_stain.errors import BundleError, DeviceError
 from wsi_stain.translate.guidance import Entropy, Guidance, MutualInformation, PatchContrast, Sum
 from wsi_stain.translate.networks import ContrastHeads, Critic, ScoreNet
 from wsi_stain.translate.noise import Schedule
 from wsi_stain.translate.sampler import Sampler
 from wsi_stain.translate.structure import EdgeInformation
+from wsi_stain.translate.student import StudentSampler, student_net
 
 __all__ = [
     "ModelBundle",
@@ -37,7 +38,7 @@ __all__ = [
 
 N = TypeVar("N", bound=nn.Module)
 FILE_MODE = 0o644
-FILES = {"score": "score.safetensors", "critic": "critic.safetensors", "heads": "heads.safetensors"}
+FILES = {part: f"{part}.safetensors" for part in ("score", "critic", "heads", "student")}
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class ModelBundle:
         What the bundle says about itself.
     device, dtype
         Where the score net runs, and in which precision; critic and heads are float32.
-    score, critic, heads
-        Nets in evaluation mode; the latter two may be absent. Without a score net the bundle is
+    score, critic, heads, student
+        Nets in evaluation mode; the latter three may be absent. Without a score net the bundle is
         the identity: the output is the start image (a bundle for tests of the road).
     """
 
@@ -61,9 +62,17 @@ class ModelBundle:
     score: ScoreNet | None
     critic: Critic | None
     heads: ContrastHeads | None
+    student: ScoreNet | None = None
 
     def sampler(self, solver: SolverSpec, guidance: GuidanceSpec | None) -> Sampler | None:
         """Build the reverse process; none for the identity bundle.
+
+        Parameters
+        ----------
+        solver
+            A `StudentSpec` asks for the student.
+        guidance
+            Energy, or none for the unguided process and for the student.
 
         Raises
         ------
@@ -73,6 +82,13 @@ class ModelBundle:
         if self.score is None:
             return None
         schedule = Schedule.of(self.spec)
+        if isinstance(solver, StudentSpec):
+            if self.student is None:
+                raise BundleError(
+                    f"Bundle {self.spec.name} carries no student.",
+                    hint="Train one with wsi-stain distill.",
+                )
+            return StudentSampler(schedule, self.student, solver, self.spec.guidance)
         terms = self._terms(schedule, solver, guidance) if guidance is not None else []
         return Sampler(
             schedule,
@@ -167,6 +183,8 @@ def load_bundle(name: str, device: torch.device, dtype: torch.dtype | None = Non
         nets["critic"] = Critic(spec.critic)
     if spec.heads is not None and spec.net is not None:
         nets["heads"] = ContrastHeads(spec.heads, spec.net.channels)
+    if spec.student is not None and spec.net is not None:
+        nets["student"] = student_net(spec.net)
     for part, net in nets.items():
         _fill(net, folder / FILES[part], spec)
         net.eval().requires_grad_(False)
@@ -174,8 +192,7 @@ def load_bundle(name: str, device: torch.device, dtype: torch.dtype | None = Non
         if isinstance(net, ScoreNet):
             net.lower(dtype)
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    score, critic, heads = (nets.get(part) for part in FILES)
-    return ModelBundle(spec, device, dtype, score, critic, heads)  # type: ignore[arg-type]
+    return ModelBundle(spec, device, dtype, *map(nets.get, FILES))  # type: ignore[arg-type]
 
 
 def _fill(net: nn.Module, path: Path, spec: BundleSpec) -> None:
@@ -206,7 +223,7 @@ def save_nets(folder: Path, spec: BundleSpec, nets: dict[str, dict[str, torch.Te
     spec
         Spec to write; its `files` is completed.
     nets
-        Part ("score", "critic", "heads") to weights.
+        Part ("score", "critic", "heads", "student") to weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = dict(spec.files)

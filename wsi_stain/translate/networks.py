@@ -93,15 +93,18 @@ class ScoreNet(nn.Module):
     ----------
     spec
         Channels per level, residual blocks, pixel-unshuffle, data mean and spread.
+    context_channels
+        Channels seen beside the noised picture (a student's); their weights start at zero.
     """
 
-    def __init__(self, spec: NetSpec) -> None:
+    def __init__(self, spec: NetSpec, context_channels: int = 0) -> None:
         super().__init__()
         self.spec = spec
         width, chans = 4 * spec.channels[0], spec.channels
         packed = 3 * spec.unshuffle_px**2
+        seen = packed + context_channels * spec.unshuffle_px**2
         self.level = NoiseLevel(width)
-        self.head = nn.Conv2d(packed, chans[0], 3, padding=1)
+        self.head = nn.Conv2d(seen, chans[0], 3, padding=1)
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for i, c in enumerate(chans):
@@ -117,7 +120,10 @@ class ScoreNet(nn.Module):
         self.tail = nn.Conv2d(chans[0], packed, 3, padding=1)
         nn.init.zeros_(self.tail.weight)
         nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]
-        self.bypass = nn.Conv2d(chans[0] + packed, packed, 3, padding=1)
+        self.bypass = nn.Conv2d(chans[0] + seen, packed, 3, padding=1)
+        with torch.no_grad():
+            self.head.weight[:, packed:].zero_()
+            self.bypass.weight[:, chans[0] + packed :].zero_()
         self.gain = nn.Linear(width, packed)
         nn.init.zeros_(self.gain.weight)
         nn.init.zeros_(self.gain.bias)
@@ -134,7 +140,13 @@ class ScoreNet(nn.Module):
             if child is not self.level:
                 child.to(dtype)
 
-    def denoise(self, y_t: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    def denoise(
+        self,
+        y_t: torch.Tensor,
+        alpha: torch.Tensor,
+        sigma: torch.Tensor,
+        context: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Estimate the clean picture.
 
         Parameters
@@ -143,25 +155,32 @@ class ScoreNet(nn.Module):
             float32 (B, 3, H, W), H and W multiples of ``unshuffle_px * 2 ** (levels - 1)``.
         alpha, sigma
             float32 (B,): the schedule at each sample's step.
+        context
+            float32 (B, context_channels, H, W), about [-1, 1]; none where the net takes none.
 
         Returns
         -------
         torch.Tensor
             y0_hat, float32 (B, 3, H, W), about [-1, 1], not clamped.
         """
-        c_skip, c_out, z, inner = self.parts(y_t, alpha, sigma)
+        c_skip, c_out, z, inner = self.parts(y_t, alpha, sigma, context)
         return c_skip * z + c_out * inner + self.mean
 
     def parts(
-        self, y_t: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor
+        self,
+        y_t: torch.Tensor,
+        alpha: torch.Tensor,
+        sigma: torch.Tensor,
+        context: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Give ``c_skip, c_out, z, F(c_in z)``: the training loss has unit weight on F."""
         z, g = _center(y_t, alpha, sigma, self.mean)
         if self.spec.predict == "noise":
-            return torch.ones_like(g), -g, z, self.inner(y_t, torch.log(sigma / alpha))
+            seen = _join(y_t, context)
+            return torch.ones_like(g), -g, z, self.inner(seen, torch.log(sigma / alpha))
         total = torch.sqrt(g**2 + self.spec.data_sd**2)
         c_skip, c_out = self.spec.data_sd**2 / total**2, g * self.spec.data_sd / total
-        return c_skip, c_out, z, self.inner(z / total, torch.log(sigma / alpha))
+        return c_skip, c_out, z, self.inner(_join(z / total, context), torch.log(sigma / alpha))
 
     def inner(self, x: torch.Tensor, log_noise: torch.Tensor) -> torch.Tensor:
         """Run the UNet F on a scaled input; float32 out."""
@@ -220,6 +239,11 @@ def _center(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     alpha, sigma = alpha.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
     return y_t / alpha - mean, sigma / alpha
+
+
+def _join(scaled: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+    # Pixel-unshuffle keeps channels in order, so the context's weights come last.
+    return scaled if context is None else torch.cat([scaled, context], dim=1)
 
 
 def _stack(c_in: int, c_out: int, spec: NetSpec, width: int) -> nn.ModuleList:

@@ -19,7 +19,7 @@ from wsi_stain.translate.guidance import Guidance, StepState, gradient_map
 from wsi_stain.translate.noise import MAP_NOISE_STEP, START_NOISE_STEP, Schedule
 from wsi_stain.translate.structure import edge_map
 
-__all__ = ["Denoiser", "Noise", "Sampler", "step_grid"]
+__all__ = ["Denoiser", "Noise", "Sampler", "View", "plan_move", "step_grid"]
 
 Noise = Callable[[int], torch.Tensor]
 """``noise(step)`` gives the field of that step for the current batch, float32 (B, 3, H, W)."""
@@ -113,13 +113,13 @@ class View:
     noise
         Noise fields, by step.
     map_scale
-        Scale of the gradient map.
+        Scale of the gradient map; in training one per sample, (B, 1, 1, 1).
     """
 
     x_0: torch.Tensor
     edges: torch.Tensor
     noise: Noise
-    map_scale: float
+    map_scale: float | torch.Tensor
 
 
 class Sampler:
@@ -142,6 +142,9 @@ class Sampler:
     tiles of the batch.
     """
 
+    net_name = "score net"
+    """What a fault of the net is called."""
+
     def __init__(
         self,
         schedule: Schedule,
@@ -159,7 +162,7 @@ class Sampler:
         self,
         x_0: torch.Tensor,
         noise: Noise,
-        map_scale: float,
+        map_scale: float | torch.Tensor,
         source: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Run the whole process.
@@ -171,7 +174,8 @@ class Sampler:
         noise
             Noise fields of this batch, by step.
         map_scale
-            99th percentile of the slide's clean gradient map: one number per slide.
+            99th percentile of the slide's clean gradient map: one number per slide, or
+            (B, 1, 1, 1) where a batch mixes slides.
         source
             The H&E itself, float32 (B, 3, H, W) in [-1, 1], whose edges are to be kept; none: those
             of the start image.
@@ -228,8 +232,8 @@ class Sampler:
         """Estimate y_0 at level t, shifted by the energy's gradient, in [-1, 1]."""
         alpha, sigma = float(self.schedule.alpha[t]), float(self.schedule.sigma[t])
         ones = torch.ones(len(y_t), device=y_t.device)
-        y0_hat = self.denoise(y_t, alpha * ones, sigma * ones)
-        _require_finite(y0_hat, t, "score net")
+        y0_hat = self.look(y_t, alpha * ones, sigma * ones, view)
+        _require_finite(y0_hat, t, self.net_name)
         if self.guidance is None:
             return y0_hat.clamp(-1.0, 1.0)
         state = StepState(
@@ -244,6 +248,12 @@ class Sampler:
         gradient = clip_gradient(self.guidance(state), self.spec, sigma)
         _require_finite(gradient, t, "guidance")
         return (y0_hat + self._shift(t, s) * gradient).clamp(-1.0, 1.0)
+
+    def look(
+        self, y_t: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor, view: View
+    ) -> torch.Tensor:
+        """Run the net; the score net sees the noised picture alone."""
+        return self.denoise(y_t, alpha, sigma)
 
     def _shift(self, t: int, s: int) -> float:
         """``sigma^2 / alpha`` at t (score substitution), or at s (the posterior-mean form)."""

@@ -17,7 +17,9 @@ __all__ = ["evaluate"]
 @click.option("--bundle", help="Model: a shipped name or a folder; beats the recipe.")
 @quiet_option
 def evaluate(recipe: Path, out: Path, bundle: str | None, quiet: bool) -> None:
-    """Judge variants of a model on H&E images and pairs; goes on where it stopped.
+    """Judge variants of a model beside null rows.
+
+    On H&E images and pairs; goes on where it stopped.
 
     \b
     wsi-stain evaluate --recipe pipelines/evaluate/quick.toml --out results

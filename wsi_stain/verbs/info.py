@@ -16,7 +16,11 @@ __all__ = ["info"]
 @click.option("--mpp", type=float, help="Pixel size of the slide, um/px.")
 @json_option
 def info(slide: Path, mpp: float | None, as_json: bool) -> None:
-    """Show size, pixel size and its origin, and levels of a slide."""
+    """Show size, pixel size and levels of a slide.
+
+    \b
+    wsi-stain info slide.svs
+    """
     from wsi_stain.planning import slide_facts
     from wsi_stain.slides.image import SlideSource
 

@@ -13,6 +13,7 @@ import click
 
 __all__ = [
     "PATH",
+    "GroupedCommand",
     "json_option",
     "plan_options",
     "quiet_option",
@@ -23,6 +24,34 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
+# Heading to the settings (first part of a flag's place) and flags that stand under it.
+HEADINGS = {
+    "Slide and tiles": {"slide", "tiles"},
+    "Model": {"bundle", "seed", "sample", "stain", "unguided"},
+    "Output": {"out", "write", "keep_store"},
+    "Machine": {"cluster"},
+}
+
+
+class GroupedCommand(click.Command):
+    """A verb with many flags: `--help` lists them by what they are about."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section per heading; what belongs under none comes last."""
+        sections: dict[str, list[tuple[str, str]]] = {**{name: [] for name in HEADINGS}, "More": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                sections[_heading(parameter.name or "")].append(record)
+        for heading, records in sections.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+
+def _heading(name: str) -> str:
+    first = name.split("__")[0]
+    return next((heading for heading, names in HEADINGS.items() if first in names), "More")
 
 
 def together(options: list[Callable[[F], F]]) -> Callable[[F], F]:

@@ -6,17 +6,31 @@ from typing import Any
 
 import click
 
-from wsi_stain.verbs.options import PATH, json_option, plan_options, settle, show_facts
+from wsi_stain.verbs.options import (
+    PATH,
+    GroupedCommand,
+    json_option,
+    plan_options,
+    settle,
+    show_facts,
+)
 
 __all__ = ["plan"]
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("slide", type=PATH)
 @plan_options
 @json_option
 def plan(**options: Any) -> None:
-    """Show what `translate` would do: tissue, tiles, memory, disk, time. Seconds, no GPU."""
+    """Show what translate would do, and how long it would take.
+
+    Tissue, tiles, memory, disk, time: in seconds, without a GPU.
+
+    \b
+    wsi-stain plan slide.svs
+    wsi-stain plan slide.svs --mpp 0.25 --workers 4 --json
+    """
     from wsi_stain.planning import plan_slide
 
     slide, as_json = options.pop("slide"), options.pop("as_json")

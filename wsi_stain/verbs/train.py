@@ -18,23 +18,38 @@ __all__ = ["train"]
 @click.option("--bundle", type=PATH, help="Write the averaged weights into this bundle folder.")
 @click.option("--samples", type=int, help="Budget in samples; beats the recipe.")
 @click.option("--threads", type=int, help="CPU threads; 0: all cores.")
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="Train nothing; measure the run's net, or the bundle's: memorization (score), "
+    "information by noise level (mine).",
+)
 @quiet_option
-def train(
+def train(  # noqa: PLR0913 - one parameter per flag
     stage: str,
     recipe: Path,
     run: Path,
     bundle: Path | None,
     samples: int | None,
     threads: int | None,
+    measure: bool,
     quiet: bool,
 ) -> None:
-    """Train one stage of a bundle; goes on from the checkpoint in the run folder.
+    """Train one stage of a bundle.
+
+    Goes on from the checkpoint in the run folder.
 
     \b
     wsi-stain train score --recipe pipelines/train/1-score.toml --run .runs/score --bundle my-ki67
+    wsi-stain train score --recipe pipelines/train/1-score.toml --run .runs/score --measure
+    torchrun --nproc-per-node 4 -m wsi_stain train score ...    one process per CUDA device
     """
     from wsi_stain.console import ProgressDisplay
-    from wsi_stain.train.run import train_stage
+    from wsi_stain.train.measure import measure_stage
+    from wsi_stain.train.run import read_recipe, train_stage
 
     with ProgressDisplay(quiet=quiet) as display:
+        if measure:
+            measure_stage(read_recipe(stage, recipe), run, str(bundle) if bundle else None, display)
+            return
         train_stage(stage, recipe, run, bundle, display, samples=samples, threads=threads)

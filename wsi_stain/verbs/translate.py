@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from wsi_stain.verbs.options import (
     PATH,
+    GroupedCommand,
     json_option,
     plan_options,
     quiet_option,
@@ -16,19 +18,30 @@ from wsi_stain.verbs.options import (
     show_facts,
 )
 
+if TYPE_CHECKING:
+    from wsi_stain.config import RunConfig
+
 __all__ = ["translate"]
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("slide", type=PATH)
 @click.option("--out", type=PATH, default=Path(), help="Output folder [default: here].")
 @plan_options
 @click.option("--seed", type=int, help="Seed of the noise; same seed, same picture.")
-@click.option("--solver", "sample__solver", help="solver (few steps) or teacher (all unit steps).")
+@click.option(
+    "--solver", "sample__solver", help="student (1 step), solver (few steps) or teacher (many)."
+)
 @click.option("--steps", "sample__steps", type=int, help="Steps of the solver.")
 @click.option("--unguided", is_flag=True, help="Leave the guidance out (ablation).")
 @click.option("--method", "stain__method", help="Color fit: macenko, reinhard or vahadane.")
 @click.option("--batch", "sample__batch_tiles", type=int, help="Tiles per batch.")
+@click.option(
+    "--format",
+    "write__format",
+    type=click.Choice(["ome-tiff", "ome-zarr"]),
+    help="Output; ome-zarr is lossless and larger.",
+)
 @click.option("--quality", "write__quality", type=int, help="JPEG quality.")
 @click.option("--subsampling", "write__subsampling", help="JPEG chroma, 4:2:0 or 4:4:4.")
 @click.option("--lossless", "write__lossless", is_flag=True, default=None, help="LZW, no JPEG.")
@@ -39,15 +52,16 @@ __all__ = ["translate"]
 @quiet_option
 @json_option
 def translate(**options: Any) -> None:
-    """Translate a slide into a virtual IHC pyramid (OME-TIFF).
+    """Translate a slide into a virtual IHC pyramid.
 
     \b
     wsi-stain translate slide.svs
     wsi-stain translate slide.svs --out results --mpp 0.25 --overwrite
+    wsi-stain translate slide.svs --format ome-zarr --workers 1
 
     Stopped runs go on where they stopped: type the same command again.
     """
-    from wsi_stain.console import ProgressDisplay
+    from wsi_stain.console import ProgressDisplay, print_summary
     from wsi_stain.pipeline import translate_slide
 
     slide, out = options.pop("slide"), options.pop("out")
@@ -55,8 +69,24 @@ def translate(**options: Any) -> None:
     keep_store, unguided = options.pop("keep_store"), options.pop("unguided")
     options["sample__guided"] = False if unguided else None
     config, origins = settle(options)
+    _refuse_unused(config, origins)
     with ProgressDisplay(quiet=quiet or as_json) as display:
         result = translate_slide(
             slide, out, config, origins=origins, listener=display, keep_store=keep_store
         )
-    show_facts(result.facts(), as_json)
+    if as_json:
+        show_facts(result.facts(), as_json)
+    else:
+        print_summary(result.facts())
+
+
+def _refuse_unused(config: RunConfig, origins: Mapping[str, str]) -> None:
+    """Refuse flags that the chosen format has no use for: they would promise something."""
+    from wsi_stain.errors import ConfigError
+
+    unused = [name for name in ("quality", "subsampling", "lossless") if f"write.{name}" in origins]
+    if config.write.format == "ome-zarr" and unused:
+        raise ConfigError(
+            f"OME-Zarr is always lossless: --{unused[0]} is for OME-TIFF.",
+            hint="Leave it out, or choose --format ome-tiff.",
+        )

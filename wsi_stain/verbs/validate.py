@@ -12,18 +12,25 @@ __all__ = ["validate"]
 
 
 @click.command()
-@click.argument("tiff", type=PATH)
+@click.argument("pyramid", type=PATH)
 @json_option
-def validate(tiff: Path, as_json: bool) -> None:
-    """Check that a pyramid is sound: levels, pixel size, tiles, metadata. Exit 8 when not."""
+def validate(pyramid: Path, as_json: bool) -> None:
+    """Check that a pyramid is sound.
+
+    Levels, pixel size, tiles, metadata, some pixels; exit code 8 when something is wrong.
+
+    \b
+    wsi-stain validate slide_ki67.ome.tiff
+    wsi-stain validate slide_ki67.ome.zarr --json
+    """
     from wsi_stain.errors import OutputError
     from wsi_stain.write.validate import validate as check
 
-    found = check(tiff)
-    facts = {"file": str(tiff), "ok": found.ok, "problems": list(found.problems), **found.facts}
+    found = check(pyramid)
+    facts = {"file": str(pyramid), "ok": found.ok, "problems": list(found.problems), **found.facts}
     show_facts(facts, as_json)
     if not found.ok:
         raise OutputError(
-            f"{tiff} is not sound: {'; '.join(found.problems)}.",
+            f"{pyramid} is not sound: {'; '.join(found.problems)}.",
             hint="Run wsi-stain translate again with --overwrite.",
         )

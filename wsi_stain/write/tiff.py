@@ -29,7 +29,7 @@ import tifffile
 
 from wsi_stain.config import WriteConfig
 from wsi_stain.errors import OutputError, WsiStainError
-from wsi_stain.files import flush_to_disk
+from wsi_stain.files import cannot_write, flush_to_disk
 from wsi_stain.geometry import Size, pyramid_sizes
 from wsi_stain.write.levels import PyramidFeed
 from wsi_stain.write.omexml import build_ome_xml
@@ -156,10 +156,7 @@ def _working_file(part: Path, source: _Guarded) -> Iterator[None]:
             part.unlink(missing_ok=True)
         ours = isinstance(error, OSError) and not isinstance(error, WsiStainError)
         if ours and error is not source.error:
-            raise OutputError(
-                f"{part} cannot be written: {cast(OSError, error).strerror or error}.",
-                hint="Free disk space or choose another folder with --out.",
-            ) from error
+            raise cannot_write(part, cast(OSError, error)) from error
         raise
 
 

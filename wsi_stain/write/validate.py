@@ -13,8 +13,6 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -26,7 +24,17 @@ import tifffile
 from wsi_stain.geometry import Region, Size
 from wsi_stain.write import checks
 from wsi_stain.write.checks import FileView, LevelView
-from wsi_stain.write.levels import halve
+from wsi_stain.write.omezarr_check import validate_omezarr
+from wsi_stain.write.probes import (
+    PROBE_LIMIT,
+    Expected,
+    Validation,
+    check_content,
+    check_levels_agree,
+    difference,
+    in_one_line,
+    probes,
+)
 
 __all__ = ["Expected", "Validation", "validate"]
 
@@ -49,55 +57,6 @@ DAMAGE = (
     ValueError,
 )
 TILES_PER_LEVEL = 16  # decoded, evenly spread, with the first and the last
-PROBE_PX = 64  # side of the region that is compared between readers and levels
-BLOCK_PX = 16
-# Of block means, grey levels. JPEG is off by 0.6 (quality 90) to 8 (quality 1), another place in
-# tissue by 20 and more.
-PROBE_LIMIT = 9.0
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What the file should show; `None` and empty mean: not known.
-
-    Attributes
-    ----------
-    size
-        Size of level 0, px.
-    mpp_out
-        Pixel size, um/px.
-    tissue
-        Regions of level 0, px, that are mostly tissue.
-    glass
-        Regions of level 0, px, that are bare glass.
-    white
-        Color of glass, 0..255.
-    """
-
-    size: Size | None = None
-    mpp_out: float | None = None
-    tissue: tuple[Region, ...] = ()
-    glass: tuple[Region, ...] = ()
-    white: tuple[float, float, float] = (255.0, 255.0, 255.0)
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Verdict on a file.
-
-    Attributes
-    ----------
-    ok
-        No problem was found.
-    problems
-        One line each.
-    facts
-        What was seen, ready for JSON.
-    """
-
-    ok: bool
-    problems: tuple[str, ...]
-    facts: dict[str, Any]
 
 
 def validate(path: Path, *, expected: Expected | None = None) -> Validation:
@@ -106,7 +65,7 @@ def validate(path: Path, *, expected: Expected | None = None) -> Validation:
     Parameters
     ----------
     path
-        The file. It is only read.
+        The file, or the folder of an OME-Zarr. It is only read.
     expected
         What it should show.
 
@@ -117,13 +76,15 @@ def validate(path: Path, *, expected: Expected | None = None) -> Validation:
     """
     asked = expected or Expected()
     facts: dict[str, Any] = {"path": str(path)}
+    if path.is_dir():
+        return validate_omezarr(path, asked)
     if path.exists() and not path.is_file():  # a pipe would block for ever
-        return Validation(False, ("it is no file, but a folder, a pipe or a device",), facts)
+        return Validation(False, ("it is no file, but a pipe or a device",), facts)
     try:
         with tifffile.TiffFile(path) as tiff:
             problems = _look(path, tiff, asked, facts)
     except DAMAGE as error:
-        problems = [f"the file cannot be read as TIFF: {_text(error)}"]
+        problems = [f"the file cannot be read as TIFF: {in_one_line(error)}"]
     return Validation(not problems, tuple(problems), facts)
 
 
@@ -152,8 +113,8 @@ def _look(path: Path, tiff: tifffile.TiffFile, asked: Expected, facts: dict[str,
     if not problems:
         # A file with such faults would only make these repeat them in other words.
         problems += _check_openslide(path, view, readers, facts)
-        problems += _check_levels_agree(readers)
-        problems += _check_content(readers[0], asked, facts)
+        problems += check_levels_agree(readers)
+        problems += check_content(readers[0], asked, facts)
     return problems
 
 
@@ -224,6 +185,11 @@ class _LevelReader:
     def __init__(self, page: tifffile.TiffPage, level: LevelView) -> None:
         self._page, self.level = page, level
 
+    @property
+    def size(self) -> Size:
+        """Size of the level, px."""
+        return self.level.size
+
     def tile(self, index: int) -> Pixels:
         """Decode a tile, uint8 (h, w, 3), cut to the level at its edge."""
         handle = self._page.parent.filehandle
@@ -265,57 +231,9 @@ def _check_pixels(readers: list[_LevelReader], facts: dict[str, Any]) -> Iterato
             try:
                 reader.tile(int(index))
             except DAMAGE as error:
-                yield f"level {number}: tile {index} cannot be decoded: {_text(error)}"
+                yield f"level {number}: tile {index} cannot be decoded: {in_one_line(error)}"
                 break
             facts["decoded_tiles"] += 1
-
-
-def _check_levels_agree(readers: list[_LevelReader]) -> Iterator[str]:
-    """Check that each level shows the mean of the one below, at a few places."""
-    for number, (below, level) in enumerate(pairwise(readers), start=1):
-        for probe in _probes(level.level.size):
-            double = Region(*(2 * value for value in probe))
-            seen, true = level.region(probe), halve(below.region(double))
-            off = _difference(seen, true)
-            if off > PROBE_LIMIT:
-                yield (
-                    f"level {number} does not show level {number - 1} at x {probe.x_px}, "
-                    f"y {probe.y_px}: mean difference {off:.0f} grey levels"
-                )
-                break
-
-
-def _probes(size: Size) -> list[Region]:
-    """Give small regions on the diagonal of a level, inside of it."""
-    side_px = min(PROBE_PX, *size)
-    return [
-        Region(
-            int((size.width_px - side_px) * share),
-            int((size.height_px - side_px) * share),
-            side_px,
-            side_px,
-        )
-        for share in (0.0, 0.25, 0.5, 0.75, 1.0)
-    ]
-
-
-def _difference(left: Pixels, right: Pixels) -> float:
-    """Compare two pictures by the means of small blocks, which JPEG keeps; grey levels."""
-    if left.shape != right.shape:
-        return 255.0
-    rows, columns = (range(0, side_px, BLOCK_PX) for side_px in left.shape[:2])
-    difference = left.astype(np.float64) - right
-    blocks = np.add.reduceat(np.add.reduceat(difference, rows, axis=0), columns, axis=1)
-    return float(np.abs(blocks).sum() / difference.size)
-
-
-def _check_content(reader: _LevelReader, asked: Expected, facts: dict[str, Any]) -> Iterator[str]:
-    """Check that tissue shows stain and glass does not."""
-    facts["tissue_regions"], facts["glass_regions"] = len(asked.tissue), len(asked.glass)
-    for region in asked.tissue:
-        yield from checks.check_tissue(region, reader.region(region), asked.white)
-    for region in asked.glass:
-        yield from checks.check_glass(region, reader.region(region), asked.white)
 
 
 # ---- OpenSlide ------------------------------------------------------------------------------
@@ -347,15 +265,10 @@ def _compare_openslide(
     if not checks.close(mpp, view.levels[0].mpp):
         yield f"OpenSlide sees {mpp:.6g} um/px instead of {view.levels[0].mpp:.6g}"
     for number, reader in enumerate(readers):
-        probe = _probes(reader.level.size)[2]
+        probe = probes(reader.size)[2]
         scale = slide.level_downsamples[number]
         place = (round(probe.x_px * scale), round(probe.y_px * scale))
         seen = np.asarray(slide.read_region(place, number, probe.size).convert("RGB"), np.uint8)
-        off = _difference(seen, reader.region(probe))
+        off = difference(seen, reader.region(probe))
         if off > PROBE_LIMIT:
             yield f"OpenSlide shows other pixels at level {number}: {off:.0f} grey levels"
-
-
-def _text(error: BaseException) -> str:
-    """Word an error in one line."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -43,7 +43,7 @@
     });
     viewer.canvas.setAttribute("aria-label", `${pane.getAttribute("aria-label")}: arrow keys move, plus and minus zoom`);
     viewer.canvas.setAttribute("role", "application");
-    const made = { stain, pane, viewer, drawing: draw(pane), positive: null, fields: [], showsFields: false };
+    const made = { stain, pane, viewer, drawing: draw(pane), rasters: {}, fields: [], showsFields: false };
     for (const event of ["canvas-press", "canvas-scroll", "canvas-pinch", "canvas-key"]) {
       viewer.addHandler(event, () => { leader = made; isWhole = false; });
     }
@@ -68,10 +68,12 @@
         });
       }
     }
-    made.viewer.addSimpleImage({
-      url: "positive.png", x: 0, y: 0, width: data.overlay_width, opacity: 0,
-      success: (event) => { made.positive = event.item; showPositive(); },
-    });
+    for (const { name, width } of data.rasters) {
+      made.viewer.addSimpleImage({
+        url: `${name}.png`, x: 0, y: 0, width, opacity: 0,
+        success: (event) => { made.rasters[name] = event.item; showRasters(); },
+      });
+    }
   }
 
   function showFields(made, isClose) {
@@ -86,9 +88,14 @@
     tissue.append(svg("path", { d: path, class: "halo" }), svg("path", { d: path, class: "outline" }));
     const doubts = svg("g", { class: "layer-doubts" });
     for (const [x, y, width, height] of data.doubts) doubts.append(svg("rect", { x, y, width, height, class: "doubt" }));
-    root.append(tissue, doubts);
+    const spot = svg("g", { class: "layer-spot" });
+    if (data.hot_spot) {
+      const [cx, cy, r] = data.hot_spot;
+      spot.append(svg("circle", { cx, cy, r, class: "halo" }), svg("circle", { cx, cy, r, class: "spot" }));
+    }
+    root.append(tissue, doubts, spot);
     pane.append(root);
-    return { root, tissue, doubts };
+    return { root, tissue, doubts, spot };
   }
 
   function follow() {
@@ -109,6 +116,7 @@
     const transform = `translate(${corner.x} ${corner.y}) scale(${perOut})`;
     drawing.tissue.setAttribute("transform", transform);
     drawing.doubts.setAttribute("transform", transform);
+    drawing.spot.setAttribute("transform", transform);
     // Far away the whole slide is sharper: a field would be shrunk without smoothing.
     const isClose = perOut * data.reduction > 1;
     if (isClose !== made.showsFields) showFields(made, isClose);
@@ -128,14 +136,17 @@
     element.firstChild.style.width = `${um / umPerPx}px`;
   }
 
-  function showPositive() {
-    for (const { positive } of panes) if (positive) positive.setOpacity(at("show-positive").checked ? 0.75 : 0);
+  function showRasters() {
+    for (const { rasters } of panes) {
+      for (const [name, item] of Object.entries(rasters)) item.setOpacity(at(`show-${name}`).checked ? 0.75 : 0);
+    }
   }
 
   function showLayers() {
     for (const { drawing } of panes) {
       drawing.tissue.style.display = at("show-tissue").checked ? "" : "none";
       drawing.doubts.style.display = at("show-doubts").checked ? "" : "none";
+      drawing.spot.style.display = at("show-spot")?.checked ? "" : "none";
     }
   }
 
@@ -160,7 +171,8 @@
   at("whole").addEventListener("click", () => lead((viewport) => viewport.goHome(), true));
   at("show-tissue").addEventListener("change", showLayers);
   at("show-doubts").addEventListener("change", showLayers);
-  at("show-positive").addEventListener("change", showPositive);
+  at("show-spot")?.addEventListener("change", showLayers);
+  for (const { name } of data.rasters) at(`show-${name}`).addEventListener("change", showRasters);
   at("cut").addEventListener("input", (event) => stage.style.setProperty("--cut", event.target.value / 1000));
   for (const button of document.querySelectorAll("[data-field]")) {
     button.addEventListener("click", () => {

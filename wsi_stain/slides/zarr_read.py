@@ -1,0 +1,96 @@
+"""Read an OME-Zarr pyramid (NGFF 0.5, zarr v3) as a slide: what `--format ome-zarr` writes.
+
+Room 1 of 4. In: a folder. Out: a `Backend`. Not here: other NGFF layouts (time, depth, labels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from wsi_stain.errors import SlideError
+from wsi_stain.geometry import Region, Size
+from wsi_stain.slides.pixel_size import PixelSize
+from wsi_stain.slides.slide_facts import Level, Pixels, SlideFacts, true_downsample
+
+__all__ = ["ZarrBackend"]
+
+# What zarr makes of metadata or chunks that are not there, cut or foreign.
+DAMAGE = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+AXES = ["c", "y", "x"]
+
+
+class ZarrBackend:
+    """A folder ``*.ome.zarr`` with one RGB pyramid.
+
+    Memory bound: the chunks under one region; nothing is kept.
+
+    Raises
+    ------
+    SlideError
+        Damaged, of another version, or not 8-bit RGB with axes c, y, x.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            group = zarr.open_group(path, mode="r", zarr_format=3)
+            ome: Any = group.attrs["ome"]
+            self._arrays, self.facts = _open_levels(path, group, ome)
+        except SlideError:
+            raise
+        except DAMAGE as error:
+            raise SlideError(
+                f"Slide {path} is no readable OME-Zarr 0.5: {' '.join(str(error).split())}.",
+                hint="Copy it again.",
+            ) from error
+
+    def read(self, level: int, region: Region) -> Pixels:
+        """Read a region that lies inside a level, as uint8 (h, w, 3) RGB."""
+        rows, columns = slice(region.y_px, region.bottom_px), slice(region.x_px, region.right_px)
+        try:
+            planes = np.asarray(self._arrays[level][:, rows, columns], np.uint8)
+        except DAMAGE as error:
+            raise SlideError(
+                f"Slide {self._path} is damaged: level {level} cannot be read at {region}: "
+                f"{' '.join(str(error).split())}.",
+                hint=f"Check it: wsi-stain validate {self._path}",
+            ) from error
+        return np.ascontiguousarray(np.moveaxis(planes, 0, -1))
+
+    def close(self) -> None:
+        """Do nothing: no file stays open."""
+
+
+def _open_levels(
+    path: Path, group: zarr.Group, ome: Mapping[str, Any]
+) -> tuple[list[zarr.Array[Any]], SlideFacts]:
+    (multiscale,) = ome["multiscales"]
+    arrays = [group[dataset["path"]] for dataset in multiscale["datasets"]]
+    axes = [axis["name"] for axis in multiscale["axes"]]
+    found = [array for array in arrays if isinstance(array, zarr.Array)]
+    rgb = all(array.shape[0] == 3 and array.dtype == np.uint8 for array in found)
+    if axes != AXES or len(found) != len(arrays) or not rgb:
+        raise SlideError(
+            f"Slide {path} is not 8-bit RGB with axes c, y, x: axes {', '.join(axes)}, "
+            f"{found[0].dtype if found else 'no'} pixels."
+        )
+    sizes = [Size(array.shape[2], array.shape[1]) for array in found]
+    scale = multiscale["datasets"][0]["coordinateTransformations"][0]["scale"]
+    micrometer = [axis.get("unit") for axis in multiscale["axes"][1:]] == ["micrometer"] * 2
+    mpp = [PixelSize("OME-Zarr scale", float(scale[2]), float(scale[1]))] if micrometer else []
+    facts = SlideFacts(
+        format="OME-Zarr",
+        size_l0=sizes[0],
+        origin_l0=(0, 0),
+        levels=tuple(Level(size, true_downsample(sizes[0], size)) for size in sizes),
+        pixel_sizes=tuple(mpp),
+        objective_power=None,
+        background=(255, 255, 255),
+        icc=None,
+    )
+    return found, facts

@@ -1,0 +1,109 @@
+"""The beginning of a run: early refusals, folder, store, record.
+
+In: a plan, settings. Out: a `Run`. Not here: any work on shards.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from wsi_stain.bundles import bundle_digest, find_bundle
+from wsi_stain.config import ClusterConfig, RunConfig
+from wsi_stain.doctor import machine_bytes, package_versions
+from wsi_stain.errors import OutputError
+from wsi_stain.files import cannot_write
+from wsi_stain.layout import RunFiles
+from wsi_stain.manifest import Listener, RunManifest
+from wsi_stain.planning import SlidePlan, slide_facts
+from wsi_stain.slides.projection import PlanLimits, check
+from wsi_stain.slides.store import PatchStore
+from wsi_stain.stages.keys import he_key
+from wsi_stain.stages.run import Run, one_at_a_time
+from wsi_stain.translate.bundle import count_cuda_devices
+
+__all__ = ["begin", "cuda_devices", "prepare"]
+
+
+def prepare(plan: SlidePlan, out: Path, config: RunConfig) -> RunFiles:
+    """Make the run folder, after the plan was checked against memory, disk and existing files."""
+    files = RunFiles.of(out, plan.source.path, plan.spec.marker, config.write.format)
+    if files.output.is_dir() and config.write.format == "ome-tiff":
+        raise OutputError(f"{files.output} is a folder.", hint="Choose another one: --out DIR.")
+    if files.output.exists() and not _may_replace(plan, files, config):
+        raise OutputError(f"{files.output} exists already.", hint="Use --overwrite to replace it.")
+    memory_bytes = config.cluster.memory_limit_mb * 2**20 or int(0.75 * machine_bytes())
+    there = next(path for path in files.folder.absolute().parents if path.exists())
+    check(plan.projection, PlanLimits(memory_bytes, shutil.disk_usage(there).free))
+    try:
+        files.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(files.folder, error) from error
+    return files
+
+
+def begin(
+    plan: SlidePlan,
+    files: RunFiles,
+    config: RunConfig,
+    origins: Mapping[str, str],
+    listener: Listener,
+) -> Run:
+    """Open the store and write the record before any work."""
+    if _may_replace(plan, files, config):
+        write = msgspec.structs.replace(config.write, overwrite=True)
+    else:
+        write = config.write
+    files.sweep()
+    store = PatchStore.create(files.store, plan.grid)
+    manifest = RunManifest.begin(
+        files.manifest,
+        settings=_settings(config),
+        origins=dict(origins),
+        slide=slide_facts(plan.source),
+        grid_digest=plan.grid.digest,
+        bundle={"name": plan.spec.name, "digest": bundle_digest(find_bundle(config.bundle))},
+        seed=config.seed,
+        versions=package_versions(),
+    )
+    # What the plan read fills the cache of a reader that only a serial run uses again.
+    plan.source.close()
+    return Run(
+        plan=plan,
+        files=files,
+        config=msgspec.structs.replace(config, write=write),
+        store=store,
+        manifest=manifest,
+        listener=one_at_a_time(listener),
+        he_key=he_key(plan),
+    )
+
+
+def _may_replace(plan: SlidePlan, files: RunFiles, config: RunConfig) -> bool:
+    """Tell whether an output that exists may go: it was said so, or a killed run left it.
+
+    A run that may not replace anything found nothing there when it began. So what is there once
+    all its rows are with the writer is its own, named a moment before the kill and not yet in the
+    record.
+    """
+    if config.write.overwrite or not files.manifest.exists():
+        return config.write.overwrite
+    return RunManifest.load(files.manifest).was_naming(
+        plan.source.digest, plan.grid.digest, _settings(config)
+    )
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Give the settings for the record, as JSON gives them back, without the user's folders."""
+    settings: dict[str, Any] = json.loads(msgspec.json.encode(config))
+    return settings | {"bundle": Path(config.bundle).name}
+
+
+def cuda_devices(config: ClusterConfig) -> int:
+    """Count the CUDA devices a run may use, as torch sees them."""
+    return count_cuda_devices(config.device)

@@ -1,0 +1,49 @@
+"""What the finished pyramid must show, told from the slide.
+
+In: a plan. Out: an `Expected`. Not here: the check itself (`write/validate`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from wsi_stain.geometry import Region
+from wsi_stain.planning import SlidePlan
+from wsi_stain.stain.density import is_stained
+from wsi_stain.stain.white import estimate_white
+from wsi_stain.write.validate import Expected
+
+__all__ = ["expectation"]
+
+PROBES = 24
+PROBE_PX = 128
+
+
+def expectation(plan: SlidePlan) -> Expected:
+    """Say what the pyramid must show: stained where the H&E is, white where it is bare glass."""
+    grid = plan.grid
+    size = grid.scale.size_out
+    white = estimate_white(plan.thumbnail_rgb, plan.source.background).rgb
+    stained = is_stained(plan.thumbnail_rgb, white)
+    tissue = replace(plan.mask, pixels=plan.mask.pixels & stained)
+    glass = replace(plan.mask, pixels=~(plan.mask.pixels | stained))
+    boxes = [
+        Region(x_px, y_px, PROBE_PX, PROBE_PX)
+        for y_px in _spread(size.height_px)
+        for x_px in _spread(size.width_px)
+    ]
+    full = [box for box in boxes if tissue.fraction(box, grid.scale.factor) >= 1.0]
+    empty = [box for box in boxes if glass.fraction(box, grid.scale.factor) >= 1.0]
+    return Expected(
+        size=size,
+        mpp_out=grid.scale.mpp_out,
+        tissue=tuple(full[:: max(1, len(full) // PROBES)]),
+        glass=tuple(empty[:: max(1, len(empty) // PROBES)]),
+        white=plan.spec.color.white,
+    )
+
+
+def _spread(side_px: int) -> list[int]:
+    """Give starts of probes spread over a side."""
+    last = max(0, side_px - PROBE_PX)
+    return sorted({round(last * i / 24) for i in range(25)})

@@ -1,0 +1,196 @@
+"""A run in progress: shards are made, the result is checked, the record is closed.
+
+In: what `begin` settled. Out: shards, the manifest. Not here: the color (`beside`), the pyramid
+(`picture`).
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from wsi_stain.config import RunConfig
+from wsi_stain.errors import OutputError
+from wsi_stain.executor import Done, Executor, Step
+from wsi_stain.layout import RunFiles
+from wsi_stain.manifest import Event, Listener, RunManifest
+from wsi_stain.planning import SlidePlan
+from wsi_stain.slides.fill import FillTask
+from wsi_stain.slides.plan import TileGrid
+from wsi_stain.slides.store import PatchStore
+from wsi_stain.stages.expect import expectation
+from wsi_stain.stages.keys import ihc_key
+from wsi_stain.stages.picture import PictureWriter
+from wsi_stain.translate.fit import ColorFit
+from wsi_stain.translate.worker import ShardReport, TranslateTask
+from wsi_stain.write.annotations import annotate_run
+from wsi_stain.write.validate import validate
+
+__all__ = ["Run", "one_at_a_time"]
+
+
+@dataclass
+class Run:
+    """A run in progress: the plan, its files, and what has been settled so far.
+
+    Only the main thread changes it or writes the manifest; `listener` may be called from any.
+    """
+
+    plan: SlidePlan
+    files: RunFiles
+    config: RunConfig
+    store: PatchStore
+    manifest: RunManifest
+    listener: Listener
+    he_key: str
+    devices: set[str] = field(default_factory=set)
+    began_s: float = field(default_factory=time.monotonic)
+
+    def remark(self, text: str) -> None:
+        """Tell a person something, now and in the record; an empty text is nothing."""
+        if text:
+            self.manifest.note(text)
+            self.listener(Event("run", "note", text=text))
+
+    def work(self, executor: Executor, color: ColorFit, writer: PictureWriter) -> None:
+        """Read and translate every pending shard; the writer follows as shards get done."""
+        for text in (*self.plan.source.notes, *color.notes):
+            self.remark(text)
+        self.manifest.record(stain=color.numbers())
+        steps = self._steps(color)
+        bars = {step.name: _Progress(self, step) for step in steps}
+        rows_px = self.plan.grid.scale.size_out.height_px
+        self.manifest.stage_started("write", total=rows_px)
+        writer.start()
+        for shard in set(range(self.plan.grid.n_shards)).difference(steps[-1].numbers):
+            writer.gate.open(shard)
+        for done in executor.run_steps(steps):
+            self._hear(done)
+            bars[done.step].advance(done)
+            if done.step == steps[-1].name:
+                writer.gate.open(done.number)
+            writer.check()
+        self.manifest.record(devices=sorted({*self.manifest.content.devices, *self.devices}))
+        # From here on a file under the output's name may be ours.
+        self.manifest.stage_reached("write", done=rows_px)
+        writer.gate.open_all()
+
+    def written(self, seconds: float) -> None:
+        """Record that the pyramid is there; `seconds` without those spent waiting for shards."""
+        rows_px = self.plan.grid.scale.size_out.height_px
+        self.manifest.stage_finished("write", done=rows_px, seconds=seconds)
+        self.listener(Event("write", "finish", done=rows_px, total=rows_px))
+
+    def check(self) -> None:
+        """Open the pyramid again as a stranger."""
+        self.listener(Event("validate", "start"))
+        found = validate(self.files.output, expected=expectation(self.plan))
+        if not found.ok:
+            # Under its own name somebody would use it.
+            self.files.output.replace(self.files.unsound)
+            raise OutputError(
+                f"{self.files.output} was written but is not sound: {'; '.join(found.problems)}.",
+                hint=f"It lies in {self.files.unsound}; report this with the manifest beside it.",
+            )
+        self.listener(Event("validate", "finish"))
+
+    def annotate(self) -> None:
+        """Write what QuPath shows over the pyramid, and the script that opens both pictures."""
+        self.listener(Event("annotate", "start"))
+        plan = self.plan
+        annotate_run(self.files, plan.mask, plan.grid, plan.spec, self.manifest.content.stain)
+        self.listener(Event("annotate", "finish"))
+
+    def finish(self, *, keep_store: bool) -> dict[str, Any]:
+        """Close the record; gives the summary for the terminal."""
+        # In this order a kill loses no work: a store that outlives its run only takes space.
+        self.manifest.finish([self.files.output])
+        if not keep_store:
+            self.files.store.replace(self.files.discarded)
+            shutil.rmtree(self.files.discarded)
+        record = self.manifest.content
+        seconds = {stage.name: round(stage.seconds, 1) for stage in record.stages}
+        return {
+            "output": str(self.files.output),
+            "run folder": str(self.files.folder),
+            "size": str(self.plan.grid.scale.size_out),
+            "pixel size um": round(self.plan.grid.scale.mpp_out, 5),
+            "bytes": sum(output.bytes for output in record.outputs),
+            "tiles": self.plan.grid.n_tiles,
+            "flags": list(record.flags),
+            "notes": list(record.notes),
+            # Stages overlap, so their seconds add up to more than the whole.
+            "seconds": seconds | {"in all": round(time.monotonic() - self.began_s, 1)},
+            "note": "virtual stain, research use only",
+        }
+
+    def _steps(self, color: ColorFit) -> tuple[Step, Step]:
+        """Settle what is pending, in the order of a shard's way."""
+        config = self.config
+        key = ihc_key(self.plan, color, config)
+        translate = TranslateTask(
+            store=self.files.store,
+            bundle=config.bundle,
+            sample=config.sample,
+            start=color.start,
+            white=color.white,
+            map_scale=color.map_scale,
+            seed=config.seed,
+            device=config.cluster.device,
+            key=key,
+        )
+        fill = FillTask(self.plan.source, self.files.store, self.he_key)
+        return (
+            Step("fill", fill, self.store.pending("he", self.he_key, verify=True)),
+            Step("translate", translate, self.store.pending("ihc", key, verify=True)),
+        )
+
+    def _hear(self, done: Done) -> None:
+        """Take what a worker says about a shard into the record."""
+        if isinstance(done.result, ShardReport):
+            self.devices.add(f"{done.result.device} {done.result.dtype}")
+
+
+class _Progress:
+    """One step over all shards: its bar, and its line in the record."""
+
+    def __init__(self, run: Run, step: Step) -> None:
+        self._run, self._name, self._left = run, step.name, len(step.numbers)
+        self._grid: TileGrid = run.plan.grid
+        self._busy_s = 0.0
+        self._done = self._grid.n_tiles - sum(len(self._grid.shard(s)) for s in step.numbers)
+        n_done = self._grid.n_shards - self._left
+        run.manifest.stage_started(self._name, total=self._grid.n_shards, done=n_done)
+        self._tell("start")
+        self._end_if_done()
+
+    def advance(self, done: Done) -> None:
+        """Count a shard."""
+        self._left -= 1
+        self._done += len(self._grid.shard(done.number))
+        self._busy_s += done.result.seconds
+        self._tell("advance")
+        self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        if self._left == 0:
+            done = self._grid.n_shards
+            self._run.manifest.stage_finished(self._name, done=done, busy_s=self._busy_s)
+            self._tell("finish")
+
+    def _tell(self, kind: str) -> None:
+        self._run.listener(Event(self._name, kind, self._done, self._grid.n_tiles))
+
+
+def one_at_a_time(listener: Listener) -> Listener:
+    """Let several threads call a listener that was made for one."""
+    turn = threading.Lock()
+
+    def listen(event: Event) -> None:
+        with turn:
+            listener(event)
+
+    return listen

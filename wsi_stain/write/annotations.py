@@ -1,0 +1,213 @@
+"""The objects of a run: what translate and quantify both show over a picture.
+
+Room 4 of 4. In: a finished picture, its tissue, the run's tiles. Out: features for `geojson`. Not
+here: the format, scores.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from wsi_stain.config import BundleSpec
+from wsi_stain.errors import OutputError
+from wsi_stain.geometry import Region, Size
+from wsi_stain.layout import RunFiles
+from wsi_stain.slides.image import SlideSource
+from wsi_stain.slides.mask import TissueMask
+from wsi_stain.slides.plan import TileGrid
+from wsi_stain.stain.density import HDX, POSITIVE_OD, project_od
+from wsi_stain.write.geojson import (
+    FLAGGED,
+    POSITIVE,
+    TILE,
+    TISSUE,
+    Feature,
+    box_feature,
+    mask_features,
+    write_geojson,
+)
+from wsi_stain.write.overview import choose_reduction
+from wsi_stain.write.qupath import write_qupath_script
+
+__all__ = [
+    "FlaggedTile",
+    "annotate_run",
+    "flagged_features",
+    "grid_features",
+    "positive_features",
+    "read_flagged",
+    "tissue_features",
+]
+
+POSITIVE_UM = 1.0  # pixels on which positive regions are outlined, at least
+SMALLEST_POSITIVE_UM2 = 12.0
+PLACE = ("tile", "x_px_out", "y_px_out", "size_px")
+LN_10 = 2.302585092994046
+
+
+def annotate_run(
+    files: RunFiles,
+    mask: TissueMask,
+    grid: TileGrid,
+    spec: BundleSpec,
+    fitted: Mapping[str, Any],
+) -> None:
+    """Write what QuPath needs beside a finished pyramid: its objects, and the script.
+
+    Parameters
+    ----------
+    files
+        Of the run; the pyramid is there.
+    mask, grid
+        Tissue of the H&E, in its level 0; the run's tiles.
+    spec
+        Of the bundle: marker, stain vectors, white.
+    fitted
+        The numbers fitted on the slide, as the manifest holds them.
+
+    Raises
+    ------
+    OutputError
+        Not writable.
+    """
+    scale = grid.scale
+    with SlideSource.open(files.output, mpp=scale.mpp_out) as picture:
+        features = itertools.chain(
+            tissue_features(mask, scale.size_out, scale.factor, scale.mpp_out),
+            positive_features(picture, spec.color.white),
+            grid_features(grid),
+            flagged_features(files.tile_scores, scale.size_out),
+        )
+        write_geojson(files.geojson, features)
+    he_stain_od = fitted.get("stain", {}).get("stain_od") or ()
+    he_white = fitted.get("white") or ()
+    write_qupath_script(files.qupath, files.name, spec.marker, spec.color, he_stain_od, he_white)
+
+
+def tissue_features(mask: TissueMask, size: Size, factor: float, mpp: float) -> Iterator[Feature]:
+    """Outline the tissue.
+
+    Parameters
+    ----------
+    mask
+        Tissue of the H&E.
+    size, mpp
+        Of the picture: level-0 px, um/px.
+    factor
+        Level-0 px of the H&E per px of the picture; 1 where the mask is the picture's own.
+    """
+    yield from mask_features(mask.pixels, mask.downsample / factor, size, TISSUE, mpp=mpp)
+
+
+def positive_features(
+    source: SlideSource, white: npt.ArrayLike, positive_od: float = POSITIVE_OD
+) -> Iterator[Feature]:
+    """Outline where the picture is brown: mean DAB OD of about 1 um, more on a huge slide.
+
+    Parameters
+    ----------
+    source
+        The picture.
+    white
+        (3,) grey levels of its glass.
+    positive_od
+        log10 DAB OD.
+
+    Notes
+    -----
+    Memory bound: a picture of 16 megapixels and its mask.
+    """
+    step = max(choose_reduction(source.size_l0), round(POSITIVE_UM / source.mpp_l0))
+    small = source.thumbnail(source.mpp_l0 * step)
+    row = np.linalg.inv(HDX)[:, 1] / LN_10
+    brown = np.concatenate(
+        [
+            project_od(small[y_px : y_px + 512], white, row[None])[..., 0] > positive_od
+            for y_px in range(0, len(small), 512)
+        ]
+    )
+    side_um = source.mpp_l0 * step
+    least_px = max(1, round(SMALLEST_POSITIVE_UM2 / side_um**2))
+    yield from mask_features(
+        brown, step, source.size_l0, POSITIVE, mpp=source.mpp_l0, least_px=least_px
+    )
+
+
+def grid_features(grid: TileGrid) -> Iterator[Feature]:
+    """Show the tiles of a run, each with its share of tissue."""
+    for index in range(grid.n_tiles):
+        row, column = (int(at) for at in grid.rc[index])
+        numbers = {"Tissue fraction": round(float(grid.tissue[index]), 4)}
+        box = grid.region_out(index)
+        yield box_feature(box, grid.scale.size_out, TILE, f"Tile {row},{column}", numbers)
+
+
+class FlaggedTile(NamedTuple):
+    """A tile that a person should look at.
+
+    Attributes
+    ----------
+    name, reason
+        Which tile, and why.
+    box
+        Its place, px of the picture; may reach over the edge.
+    scores
+        By name.
+    """
+
+    name: str
+    reason: str
+    box: Region
+    scores: dict[str, float]
+
+
+def flagged_features(table: Path, size: Size) -> Iterator[Feature]:
+    """Show the tiles that a run flagged, with their scores; for the rest see `read_flagged`."""
+    for tile in read_flagged(table):
+        yield box_feature(tile.box, size, FLAGGED, f"Tile {tile.name}: {tile.reason}", tile.scores)
+
+
+def read_flagged(table: Path) -> list[FlaggedTile]:
+    """Read which tiles a run flagged; none where it wrote no table.
+
+    Parameters
+    ----------
+    table
+        The run's ``tiles.csv``: tile, x_px_out, y_px_out, size_px, scores ..., flags. Empty flags
+        mean: nothing to look at.
+
+    Raises
+    ------
+    OutputError
+        The table is damaged.
+    """
+    if not table.is_file():
+        return []
+    found = []
+    with table.open(encoding="utf-8", newline="") as stream:
+        for number, row in enumerate(csv.DictReader(stream), start=2):
+            try:
+                if row["flags"]:
+                    found.append(_flagged(row))
+            except (KeyError, TypeError, ValueError) as error:
+                raise OutputError(
+                    f"{table}, line {number}, cannot be read: {error!r}.",
+                    hint="Run wsi-stain translate again with --overwrite.",
+                ) from error
+    return found
+
+
+def _flagged(row: dict[str, str]) -> FlaggedTile:
+    side_px = int(row["size_px"])
+    box = Region(int(row["x_px_out"]), int(row["y_px_out"]), side_px, side_px)
+    scores = {
+        name: float(text) for name, text in row.items() if name not in (*PLACE, "flags") and text
+    }
+    return FlaggedTile(row["tile"], row["flags"], box, scores)
