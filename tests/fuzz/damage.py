@@ -12,7 +12,14 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-__all__ = ["damage_bytes", "damage_json", "damage_safetensors", "damage_tiff", "damage_toml"]
+__all__ = [
+    "damage_bytes",
+    "damage_json",
+    "damage_safetensors",
+    "damage_tiff",
+    "damage_tile",
+    "damage_toml",
+]
 
 NUMBERS = (0, 1, 2, 3, 7, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1)
 CODES = (254, 256, 257, 258, 259, 262, 270, 277, 282, 284, 296, 322, 323, 324, 325, 330, 347, 530)
@@ -61,6 +68,16 @@ def damage_tiff(rng: random.Random, data: bytes) -> bytes:
     entries = list(_entries(data))
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         _damage_entry(rng, changed, rng.choice(entries))
+    return bytes(changed)
+
+
+def damage_tile(rng: random.Random, data: bytes) -> bytes:
+    """Damage the streams of one or a few tiles, and nothing of the directories."""
+    changed = bytearray(data)
+    streams = list(_streams(data))
+    for at, length in rng.sample(streams, min(len(streams), rng.choice((1, 1, 1, 2, 4)))):
+        broken = damage_bytes(rng, bytes(changed[at : at + length]))
+        changed[at : at + length] = broken[:length].ljust(length, b"\0")
     return bytes(changed)
 
 
@@ -138,11 +155,26 @@ def _entries(data: bytes) -> Iterator[_Entry]:
         todo.append(struct.unpack_from(tail, data, first + count * size)[0])
 
 
+def _streams(data: bytes) -> Iterator[tuple[int, int]]:
+    """List place and length of the tiles of all directories."""
+    tables: list[dict[int, list[int]]] = []
+    for entry in _entries(data):
+        code = struct.unpack_from("<H", data, entry.offset)[0]
+        if code == 324:
+            tables.append({code: _numbers(data, entry)})
+        elif code == 325:
+            tables[-1][code] = _numbers(data, entry)
+    for table in tables:
+        yield from zip(table[324], table[325], strict=True)
+
+
 def _children(data: bytes, entry: _Entry) -> list[int]:
-    code, kind = struct.unpack_from("<HH", data, entry.offset)
-    if code != 330:
-        return []
-    width = {4: "I", 13: "I", 16: "Q", 18: "Q"}[kind]
+    return _numbers(data, entry) if struct.unpack_from("<H", data, entry.offset)[0] == 330 else []
+
+
+def _numbers(data: bytes, entry: _Entry) -> list[int]:
+    kind = struct.unpack_from("<H", data, entry.offset + 2)[0]
+    width = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}[kind]
     (count,) = struct.unpack_from("<Q" if entry.wide else "<I", data, entry.offset + 4)
     at = entry.offset + (12 if entry.wide else 8)
     if count * struct.calcsize(width) > (8 if entry.wide else 4):

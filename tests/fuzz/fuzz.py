@@ -127,13 +127,19 @@ TARGETS = {
         ("info {}", "plan {} --recipe r.toml", f"translate {{}} {RUN}"),
         frozenset({0, 3, 4, 5, 8}),
     ),
+    "tile": Target(
+        ("s.tiff", "s.svs", "s.ome.tiff", "jpeg.svs"),
+        damage.damage_tile,
+        ("info {}", f"translate {{}} {RUN}", *[f"translate {{}} {RUN} --allow-missing"] * 2),
+        frozenset({0, 3, 4}),
+    ),
     "pyramid": Target(
         ("made.ome.tiff",), damage.damage_tiff, ("validate {} --json",), frozenset({0, 8}), needs=()
     ),
     "recipe": Target(
         ("r.toml",),
         damage.damage_toml,
-        (f"plan s.tiff {RUN.replace('--out out ', '')}", TRANSLATE),
+        (f"plan s.tiff {RUN.replace('--out out ', '')}", f"{TRANSLATE} --steps 1 --workers 1"),
         frozenset({0, 2, 3, 4, 5, 6}),
         needs=("identity", "s.tiff"),
     ),
@@ -193,6 +199,10 @@ def make_sound_files(folder: Path) -> None:
     write_slide(folder / "s.tiff", pixels, description="a test", metadata=None)
     write_slide(folder / "s.svs", pixels, description=aperio, metadata=None)
     write_slide(folder / "s.ome.tiff", pixels, metadata=ome, subifds=1)
+    write_slide(
+        folder / "jpeg.svs", pixels, description=aperio, metadata=None,
+        compression="jpeg", compressionargs={"level": 90},
+    )  # fmt: skip
     per_cm = (20_000, 20_000)
     tifffile.imwrite(
         folder / "strips.tiff", pixels, rowsperstrip=64, metadata=None,
@@ -208,7 +218,15 @@ def make_sound_files(folder: Path) -> None:
     in_child(lambda: _make_runs(folder))
 
 
-def write_slide(path: Path, pixels: Any, *, subifds: int | None = None, **tags: Any) -> None:
+def write_slide(
+    path: Path,
+    pixels: Any,
+    *,
+    subifds: int | None = None,
+    compression: str = "zlib",
+    compressionargs: dict[str, int] | None = None,
+    **tags: Any,
+) -> None:
     """Write a tiled TIFF of two levels, 0.5 um/px."""
     with tifffile.TiffWriter(path) as tiff:
         for level in (0, 1):
@@ -217,7 +235,8 @@ def write_slide(path: Path, pixels: Any, *, subifds: int | None = None, **tags: 
                 pixels[:: 2**level, :: 2**level],
                 tile=(256, 256),
                 photometric="rgb",
-                compression="zlib",
+                compression=compression,
+                compressionargs=compressionargs,
                 resolution=(per_cm, per_cm),
                 resolutionunit="CENTIMETER",
                 subfiletype=level,

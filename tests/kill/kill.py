@@ -96,10 +96,11 @@ class Yard:
         """Start a run in a process group of its own; gives its number."""
         pid = os.fork()
         if pid:
+            os.setpgid(pid, pid)  # here too: a kill may come before the child does it
             return pid
         code = 1
         try:
-            os.setsid()
+            os.setpgid(0, 0)
             with Path(f"{out}.log").open("ab") as log:
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
