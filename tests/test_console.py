@@ -51,6 +51,9 @@ def test_summary_tells_files_flags_times_and_what_else_there_is() -> None:
     assert rows["flags"] == "none"
     assert rows["numbers"] == "labelling index % 12.5"
     assert rows["next"] == "wsi-stain report o/a_ki67.run"
+    reported = dict(summary_rows({**SUMMARY, "report": "o/a_ki67.run/report/index.html"}))
+    assert reported["report"] == "o/a_ki67.run/report/index.html"
+    assert reported["next"] == "wsi-stain quantify o/a_ki67.ome.tiff"
     assert dict(summary_rows({**SUMMARY, "flags": ["seam"]}))["flags"] == "seam"
 
 

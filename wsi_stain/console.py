@@ -46,7 +46,7 @@ UNITS = {"fill": "tiles", "translate": "tiles", "write": "rows", "train": "sampl
 PLAIN_EVERY_S = 15.0
 SUMMARY_KEYS = frozenset(
     {"output", "run folder", "size", "pixel size um", "bytes", "tiles", "seconds", "flags"}
-    | {"notes", "note"}
+    | {"notes", "note", "report"}
 )
 
 
@@ -186,9 +186,16 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         *others,
         ("flags", "; ".join(summary.get("flags", ())) or "none"),
         ("time", ", ".join(times)),
-        ("next", f"wsi-stain report {summary['run folder']}"),
+        *_what_next(summary),
         ("note", str(summary["note"])),
     ]
+
+
+def _what_next(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name the page, and the command for what is not there yet."""
+    if "report" in summary:
+        return [("report", summary["report"]), ("next", f"wsi-stain quantify {summary['output']}")]
+    return [("next", f"wsi-stain report {summary['run folder']}")]
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:

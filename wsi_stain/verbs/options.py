@@ -28,7 +28,7 @@ PATH = click.Path(path_type=Path)
 HEADINGS = {
     "Slide and tiles": {"slide", "tiles"},
     "Model": {"bundle", "seed", "sample", "stain", "unguided"},
-    "Output": {"out", "write", "keep_store"},
+    "Output": {"out", "write", "keep_store", "no_report"},
     "Machine": {"cluster"},
 }
 
