@@ -92,7 +92,10 @@ def plan_slide(path: Path, config: RunConfig, listener: Listener = ignore) -> Sl
     spec = read_spec(folder)
     check_files(folder, spec)
     listener(Event("plan", "start"))
-    source = SlideSource.open(path, mpp=config.slide.mpp, cache_mb=config.slide.cache_mb)
+    slide = config.slide
+    source = SlideSource.open(
+        path, mpp=slide.mpp, cache_mb=slide.cache_mb, allow_missing=slide.allow_missing
+    )
     try:
         plan = _plan(source, spec, config)
     except BaseException:

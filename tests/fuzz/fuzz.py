@@ -46,6 +46,7 @@ LIMIT_CPU_S = 60
 LIMIT_S = 600.0  # of wall time, for what sleeps; generous, since the machine may be busy
 EXTRA_BYTES = 3 * 2**30
 LARGEST_FILE_BYTES = 2**29
+MADE = (".ome.tiff", ".geojson")  # under their own names, and only by runs that end well
 RECIPE = """bundle = "identity"
 seed = 0
 [slide]
@@ -396,7 +397,7 @@ def _judge(outcome: Outcome, target: Target, place: Path, before: dict[str, str]
     if _digests(place) != before:
         faults.append("a file outside of the output folder was made or changed")
     left = [path.name for path in place.glob("out/*") if path.is_file()]
-    half = [name for name in left if outcome.code or not name.endswith(".ome.tiff")]
+    half = [name for name in left if outcome.code or not name.endswith(MADE)]
     if half:
         faults.append(f"half-written: {half}")
 

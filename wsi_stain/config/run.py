@@ -21,10 +21,14 @@ from wsi_stain.errors import BundleError, ConfigError
 
 
 class SlideConfig(Settings, frozen=True, kw_only=True):
-    """How to read the slide. `mpp` beats what the file says, and is recorded as the user's."""
+    """How to read the slide. `mpp` beats what the file says, and is recorded as the user's.
+
+    `allow_missing`: tiles that cannot be read are background and listed, not an error.
+    """
 
     mpp: Mpp | None = None
     cache_mb: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 64
+    allow_missing: bool = False
 
 
 class TileConfig(Settings, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ import numpy as np
 
 from wsi_stain.geometry import Region
 from wsi_stain.slides.image import SlideSource
+from wsi_stain.slides.missing import MissingTile, touching
 from wsi_stain.slides.plan import TileGrid
 from wsi_stain.slides.slide_facts import Pixels
 from wsi_stain.slides.store import PatchStore
@@ -29,6 +30,7 @@ class FillReport:
 
     n_tiles: int
     seconds: float
+    n_missing: int = 0  # tiles of the slide that are background in it
 
 
 @dataclass(frozen=True)
@@ -52,26 +54,35 @@ class FillTask:
     def __call__(self, shard: int) -> FillReport:
         """Read one shard and mark it done."""
         began_s = time.monotonic()
-        n_tiles = fill_shard(self.source, PatchStore.open(self.store), shard, self.key)
-        return FillReport(n_tiles, time.monotonic() - began_s)
+        store = PatchStore.open(self.store)
+        missing = fill_shard(self.source, store, shard, self.key)
+        seconds = time.monotonic() - began_s
+        return FillReport(len(store.grid.shard(shard)), seconds, len(missing))
 
 
-def fill_shard(source: SlideSource, store: PatchStore, shard: int, key: str) -> int:
-    """Read a shard's tiles from the slide and write them to `he`.
+def fill_shard(
+    source: SlideSource, store: PatchStore, shard: int, key: str
+) -> tuple[MissingTile, ...]:
+    """Read a shard's tiles from the slide and write them to `he`, with what the slide lacks.
 
     Returns
     -------
-    int
-        Number of tiles.
+    tuple
+        Tiles of the slide that are background in this shard.
 
     Raises
     ------
     SlideError, OutputError
         Reading or writing failed; nothing is marked done.
     """
-    indexes = store.grid.shard(shard)
-    store.write("he", shard, read_tiles(source, store.grid, indexes), key)
-    return len(indexes)
+    grid = store.grid
+    indexes = grid.shard(shard)
+    tiles = read_tiles(source, grid, indexes)
+    level = source.level_for(grid.scale.factor)
+    regions_out = [grid.region_out(index) for index in indexes]
+    missing = touching(source.missing, level, regions_out, grid.scale)
+    store.write("he", shard, tiles, key, missing)
+    return missing
 
 
 def read_tiles(source: SlideSource, grid: TileGrid, indexes: range) -> Pixels:

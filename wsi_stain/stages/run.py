@@ -19,6 +19,7 @@ from wsi_stain.layout import RunFiles
 from wsi_stain.manifest import Event, Listener, RunManifest
 from wsi_stain.planning import SlidePlan
 from wsi_stain.slides.fill import FillTask
+from wsi_stain.slides.missing import MissingTile, write_table
 from wsi_stain.slides.plan import TileGrid
 from wsi_stain.slides.store import PatchStore
 from wsi_stain.stages.expect import expectation
@@ -30,6 +31,8 @@ from wsi_stain.write.annotations import annotate_run
 from wsi_stain.write.validate import validate
 
 __all__ = ["Run", "one_at_a_time"]
+
+MISSING_FLAG = "tiles missing in the slide"
 
 
 @dataclass
@@ -47,6 +50,7 @@ class Run:
     listener: Listener
     he_key: str
     devices: set[str] = field(default_factory=set)
+    missing: set[MissingTile] = field(default_factory=set)
     began_s: float = field(default_factory=time.monotonic)
 
     def remark(self, text: str) -> None:
@@ -84,10 +88,22 @@ class Run:
         self.manifest.stage_finished("write", done=rows_px, seconds=seconds)
         self.listener(Event("write", "finish", done=rows_px, total=rows_px))
 
+    def tell_missing(self) -> None:
+        """Say which tiles of the slide are background, in the record and in a table."""
+        self.missing.update(self.plan.source.missing)
+        for shard in range(self.plan.grid.n_shards):
+            self.missing.update(self.store.missing("he", shard))
+        write_table(self.files.missing, sorted(self.missing))
+        flags = [flag for flag in self.manifest.content.flags if not flag.startswith(MISSING_FLAG)]
+        if self.missing:
+            flags.append(f"{MISSING_FLAG}: {len(self.missing)}")
+            self.remark(_words(self.missing, self.files.missing.name))
+        self.manifest.record(flags=flags)
+
     def check(self) -> None:
         """Open the pyramid again as a stranger."""
         self.listener(Event("validate", "start"))
-        found = validate(self.files.output, expected=expectation(self.plan))
+        found = validate(self.files.output, expected=expectation(self.plan, self.missing))
         if not found.ok:
             # Under its own name somebody would use it.
             self.files.output.replace(self.files.unsound)
@@ -101,7 +117,8 @@ class Run:
         """Write what QuPath shows over the pyramid, and the script that opens both pictures."""
         self.listener(Event("annotate", "start"))
         plan = self.plan
-        annotate_run(self.files, plan.mask, plan.grid, plan.spec, self.manifest.content.stain)
+        stain, missing = self.manifest.content.stain, sorted(self.missing)
+        annotate_run(self.files, plan.mask, plan.grid, plan.spec, stain, missing)
         self.listener(Event("annotate", "finish"))
 
     def finish(self, *, keep_store: bool) -> dict[str, Any]:
@@ -143,15 +160,38 @@ class Run:
             key=key,
         )
         fill = FillTask(self.plan.source, self.files.store, self.he_key)
+        torn = self._torn()
         return (
-            Step("fill", fill, self.store.pending("he", self.he_key, verify=True)),
-            Step("translate", translate, self.store.pending("ihc", key, verify=True)),
+            Step(
+                "fill", fill, sorted({*self.store.pending("he", self.he_key, verify=True), *torn})
+            ),
+            Step(
+                "translate",
+                translate,
+                sorted({*self.store.pending("ihc", key, verify=True), *torn}),
+            ),
         )
+
+    def _torn(self) -> list[int]:
+        """List finished shards with tiles missing that were allowed before and are not now."""
+        if self.config.slide.allow_missing:
+            return []
+        return [s for s in range(self.plan.grid.n_shards) if self.store.missing("he", s)]
 
     def _hear(self, done: Done) -> None:
         """Take what a worker says about a shard into the record."""
         if isinstance(done.result, ShardReport):
             self.devices.add(f"{done.result.device} {done.result.dtype}")
+
+
+def _words(missing: set[MissingTile], table: str) -> str:
+    """Word what is missing: how much, the first of it, where the rest is told."""
+    first = min(missing)
+    place = f"level {first.level}, row {first.row}, column {first.column}"
+    return (
+        f"{len(missing)} tiles of the slide cannot be read and are left as background; the first: "
+        f"{place} ({first.reason}); all of them: {table}."
+    )
 
 
 class _Progress:

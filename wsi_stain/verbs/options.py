@@ -68,6 +68,13 @@ def together(options: list[Callable[[F], F]]) -> Callable[[F], F]:
 plan_options = together(
     [
         click.option("--mpp", "slide__mpp", type=float, help="Pixel size of the slide, um/px."),
+        click.option(
+            "--allow-missing",
+            "slide__allow_missing",
+            is_flag=True,
+            default=None,
+            help="Tiles that cannot be read become background, and are listed.",
+        ),
         click.option("--bundle", "bundle", help="Model: a shipped name or a folder."),
         click.option("--recipe", type=PATH, help="TOML file with settings; flags beat it."),
         click.option("--overlap-px", "tiles__overlap_px", type=int, help="Overlap of tiles, px."),
