@@ -323,7 +323,8 @@ class _Reader:
         self._opened = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
+        # It may be opened by a process that works in another folder.
+        return {**self.__dict__, "_path": self._path.absolute(), "_opened": None}
 
 
 class _Opened:
