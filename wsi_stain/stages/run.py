@@ -12,9 +12,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from wsi_stain.bundles import name_anywhere
 from wsi_stain.config import RunConfig
 from wsi_stain.errors import OutputError
-from wsi_stain.executor import Done, Executor, Step
+from wsi_stain.executor import Device, Done, Executor, Step
 from wsi_stain.layout import RunFiles
 from wsi_stain.manifest import Event, Listener, RunManifest
 from wsi_stain.planning import SlidePlan
@@ -25,6 +26,7 @@ from wsi_stain.slides.store import PatchStore
 from wsi_stain.stages.expect import expectation
 from wsi_stain.stages.keys import ihc_key
 from wsi_stain.stages.picture import PictureWriter
+from wsi_stain.translate.bundle import device_kind
 from wsi_stain.translate.fit import ColorFit
 from wsi_stain.translate.worker import ShardReport, TranslateTask
 from wsi_stain.write.annotations import annotate_run
@@ -64,7 +66,7 @@ class Run:
         for text in (*self.plan.source.notes, *color.notes):
             self.remark(text)
         self.manifest.record(stain=color.numbers())
-        steps = self._steps(color)
+        steps = self._steps(color, executor.device)
         bars = {step.name: _Progress(self, step) for step in steps}
         rows_px = self.plan.grid.scale.size_out.height_px
         self.manifest.stage_started("write", total=rows_px)
@@ -144,22 +146,27 @@ class Run:
             "note": "virtual stain, research use only",
         }
 
-    def _steps(self, color: ColorFit) -> tuple[Step, Step]:
-        """Settle what is pending, in the order of a shard's way."""
+    def _steps(self, color: ColorFit, device: Device | None) -> tuple[Step, Step]:
+        """Settle what is pending, in the order of a shard's way.
+
+        Workers may be elsewhere: they are told whole paths, and one kind of device for all shards.
+        """
         config = self.config
-        key = ihc_key(self.plan, color, config)
+        device = device or device_kind(config.cluster.device)
+        key = ihc_key(self.plan, color, config, device)
+        store = self.files.store.absolute()
         translate = TranslateTask(
-            store=self.files.store,
-            bundle=config.bundle,
+            store=store,
+            bundle=name_anywhere(config.bundle),
             sample=config.sample,
             start=color.start,
             white=color.white,
             map_scale=color.map_scale,
             seed=config.seed,
-            device=config.cluster.device,
+            device=device,
             key=key,
         )
-        fill = FillTask(self.plan.source, self.files.store, self.he_key)
+        fill = FillTask(self.plan.source, store, self.he_key)
         torn = self._torn()
         return (
             Step(
