@@ -88,7 +88,7 @@ def translate_slide(
                 workers as started,
             ):
                 run.work(started, beside.color(), writer)
-            run.tell_missing()
             run.check()
+            run.tell_missing()
             run.annotate()
             return RunResult(files, run.finish(keep_store=keep_store))

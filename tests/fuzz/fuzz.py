@@ -190,9 +190,9 @@ def make_sound_files(folder: Path) -> None:
     pixels = draw_tissue()
     ome = {"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
     aperio = "Aperio Image Library v11.2.1\n640x520 (256x256) RGB|AppMag = 20|MPP = 0.5000"
-    _pyramid(folder / "s.tiff", pixels, description="a test", metadata=None)
-    _pyramid(folder / "s.svs", pixels, description=aperio, metadata=None)
-    _pyramid(folder / "s.ome.tiff", pixels, metadata=ome, subifds=1)
+    write_slide(folder / "s.tiff", pixels, description="a test", metadata=None)
+    write_slide(folder / "s.svs", pixels, description=aperio, metadata=None)
+    write_slide(folder / "s.ome.tiff", pixels, metadata=ome, subifds=1)
     per_cm = (20_000, 20_000)
     tifffile.imwrite(
         folder / "strips.tiff", pixels, rowsperstrip=64, metadata=None,
@@ -208,7 +208,8 @@ def make_sound_files(folder: Path) -> None:
     in_child(lambda: _make_runs(folder))
 
 
-def _pyramid(path: Path, pixels: Any, *, subifds: int | None = None, **tags: Any) -> None:
+def write_slide(path: Path, pixels: Any, *, subifds: int | None = None, **tags: Any) -> None:
+    """Write a tiled TIFF of two levels, 0.5 um/px."""
     with tifffile.TiffWriter(path) as tiff:
         for level in (0, 1):
             per_cm = 20_000 / 2**level

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from wsi_stain.geometry import Region
@@ -19,8 +20,9 @@ from wsi_stain.slides.plan import TileGrid
 from wsi_stain.slides.slide_facts import Pixels
 from wsi_stain.slides.store import PatchStore
 
-__all__ = ["FillReport", "FillTask", "fill_shard", "read_tiles"]
+__all__ = ["FillReport", "FillTask", "fill_shard", "missing_in", "read_tiles"]
 
+MISSING = "missing"
 LARGEST_READ_PX = 8_000_000
 
 
@@ -81,8 +83,17 @@ def fill_shard(
     level = source.level_for(grid.scale.factor)
     regions_out = [grid.region_out(index) for index in indexes]
     missing = touching(source.missing, level, regions_out, grid.scale)
-    store.write("he", shard, tiles, key, missing)
+    store.write("he", shard, tiles, key, {MISSING: missing} if missing else None)
     return missing
+
+
+def missing_in(store: PatchStore, shard: int) -> tuple[MissingTile, ...] | None:
+    """Tell which tiles of the slide are background in a shard; `None` where nobody can tell."""
+    facts = store.facts("he", shard) or {}
+    try:
+        return msgspec.convert(facts, dict[str, tuple[MissingTile, ...]]).get(MISSING, ())
+    except msgspec.ValidationError:  # damaged: whoever asks has the shard made again
+        return None
 
 
 def read_tiles(source: SlideSource, grid: TileGrid, indexes: range) -> Pixels:

@@ -6,8 +6,7 @@ The only door to zarr. Layout of a store:
 
     grid.json, grid.npy      the grid: change it and the work is void
     he/, ihc/                zarr v3 arrays uint8 (N, t, t, 3): a chunk is a tile, a file a shard
-    done/he/000007.json      made after the shard is safe on disk: key, bytes, SHA-256, and which
-                             tiles of the slide are background in it
+    done/he/000007.json      made after the shard is safe on disk: key, bytes, SHA-256, facts
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ import zarr
 
 from wsi_stain.errors import OutputError, PlanError
 from wsi_stain.files import cannot_write, flush_to_disk, replace_durably
-from wsi_stain.slides.missing import MissingTile
 from wsi_stain.slides.plan import TileGrid
 from wsi_stain.slides.slide_facts import Pixels
 
@@ -44,7 +42,7 @@ class _Marker(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     key: str
     bytes: int
     sha256: str
-    missing: tuple[MissingTile, ...] = ()
+    facts: Any = None
 
 
 class PatchStore:
@@ -103,7 +101,7 @@ class PatchStore:
         shard: int,
         tiles: Pixels,
         key: str,
-        missing: tuple[MissingTile, ...] = (),
+        facts: Any = None,
     ) -> None:
         """Write a shard, and mark it done once it is safe.
 
@@ -117,8 +115,8 @@ class PatchStore:
             uint8 (n, t, t, 3), all tiles of the shard.
         key
             Identity of the settings that made them; another key makes the shard pending.
-        missing
-            What of the slide is background in them.
+        facts
+            What is known of the tiles, as plain JSON types: kept, and void, with the shard.
 
         Raises
         ------
@@ -141,9 +139,8 @@ class PatchStore:
             flush_to_disk(file)
             for folder in list(file.parents)[:5]:
                 flush_to_disk(folder)
-            marker = _Marker(
-                key=key, bytes=file.stat().st_size, sha256=_sha256(tiles), missing=missing
-            )
+            n_bytes = file.stat().st_size
+            marker = _Marker(key=key, bytes=n_bytes, sha256=_sha256(tiles), facts=facts)
             _write_atomic(self._marker(name, shard), msgspec.json.encode(marker))
         except OSError as error:
             what = f"Store {self.path}: shard {shard} of {name}"
@@ -187,10 +184,10 @@ class PatchStore:
             return False
         return not verify or self._matches(name, shard, marker.sha256)
 
-    def missing(self, name: ArrayName, shard: int) -> tuple[MissingTile, ...]:
-        """Tell which tiles of the slide are background in a finished shard."""
+    def facts(self, name: ArrayName, shard: int) -> Any:
+        """Give what was written with a finished shard; `None` where that was nothing."""
         marker = self._read_marker(name, shard)
-        return marker.missing if marker is not None else ()
+        return marker.facts if marker is not None else None
 
     def pending(self, name: ArrayName, key: str, *, verify: bool = False) -> list[int]:
         """List the shards still to be made under this key."""

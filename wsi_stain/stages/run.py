@@ -19,7 +19,7 @@ from wsi_stain.executor import Device, Done, Executor, Step
 from wsi_stain.layout import RunFiles
 from wsi_stain.manifest import Event, Listener, RunManifest
 from wsi_stain.planning import SlidePlan
-from wsi_stain.slides.fill import FillTask
+from wsi_stain.slides.fill import FillTask, missing_in
 from wsi_stain.slides.missing import MissingTile, write_table
 from wsi_stain.slides.plan import TileGrid
 from wsi_stain.slides.store import PatchStore
@@ -90,21 +90,12 @@ class Run:
         self.manifest.stage_finished("write", done=rows_px, seconds=seconds)
         self.listener(Event("write", "finish", done=rows_px, total=rows_px))
 
-    def tell_missing(self) -> None:
-        """Say which tiles of the slide are background, in the record and in a table."""
-        self.missing.update(self.plan.source.missing)
-        for shard in range(self.plan.grid.n_shards):
-            self.missing.update(self.store.missing("he", shard))
-        write_table(self.files.missing, sorted(self.missing))
-        flags = [flag for flag in self.manifest.content.flags if not flag.startswith(MISSING_FLAG)]
-        if self.missing:
-            flags.append(f"{MISSING_FLAG}: {len(self.missing)}")
-            self.remark(_words(self.missing, self.files.missing.name))
-        self.manifest.record(flags=flags)
-
     def check(self) -> None:
         """Open the pyramid again as a stranger."""
         self.listener(Event("validate", "start"))
+        self.missing.update(self.plan.source.missing)
+        for shard in range(self.plan.grid.n_shards):
+            self.missing.update(missing_in(self.store, shard) or ())
         found = validate(self.files.output, expected=expectation(self.plan, self.missing))
         if not found.ok:
             # Under its own name somebody would use it.
@@ -114,6 +105,15 @@ class Run:
                 hint=f"It lies in {self.files.unsound}; report this with the manifest beside it.",
             )
         self.listener(Event("validate", "finish"))
+
+    def tell_missing(self) -> None:
+        """Say which tiles of the slide are background, in the record and in a table."""
+        write_table(self.files.missing, sorted(self.missing))
+        flags = [flag for flag in self.manifest.content.flags if not flag.startswith(MISSING_FLAG)]
+        if self.missing:
+            flags.append(f"{MISSING_FLAG}: {len(self.missing)}")
+            self.remark(_words(self.missing, self.files.missing.name))
+        self.manifest.record(flags=flags)
 
     def annotate(self) -> None:
         """Write what QuPath shows over the pyramid, and the script that opens both pictures."""
@@ -180,15 +180,23 @@ class Run:
         )
 
     def _torn(self) -> list[int]:
-        """List finished shards with tiles missing that were allowed before and are not now."""
-        if self.config.slide.allow_missing:
-            return []
-        return [s for s in range(self.plan.grid.n_shards) if self.store.missing("he", s)]
+        """List shards with tiles missing that were allowed before and are not now."""
+        lacks = {shard: missing_in(self.store, shard) for shard in range(self.plan.grid.n_shards)}
+        allowed = self.config.slide.allow_missing
+        return [s for s, missing in lacks.items() if missing is None or (missing and not allowed)]
 
     def _hear(self, done: Done) -> None:
         """Take what a worker says about a shard into the record."""
-        if isinstance(done.result, ShardReport):
-            self.devices.add(f"{done.result.device} {done.result.dtype}")
+        if not isinstance(done.result, ShardReport):
+            return
+        self.devices.add(f"{done.result.device} {done.result.dtype}")
+        asked, fits = self.config.sample.batch_tiles, done.result.batch_tiles
+        text = (
+            f"Memory of {done.result.device} did not hold batches of {asked} tiles: {fits} were "
+            f"taken, so that tiles may differ by 1 grey level (--batch {fits} asks for them)."
+        )
+        if 0 < fits < asked and text not in self.manifest.content.notes:
+            self.remark(text)
 
 
 def _words(missing: set[MissingTile], table: str) -> str:
