@@ -33,6 +33,7 @@ from wsi_stain.config.run import (
     SlideConfig,
     StainConfig,
     TileConfig,
+    TrustConfig,
     WriteConfig,
     resolve_sampling,
 )
@@ -85,6 +86,7 @@ __all__ = [
     "StudentSpec",
     "TileConfig",
     "TrainConfig",
+    "TrustConfig",
     "White",
     "WriteConfig",
     "decode_bundle_spec",

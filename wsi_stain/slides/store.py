@@ -6,7 +6,7 @@ The only door to zarr. Layout of a store:
 
     grid.json, grid.npy      the grid: change it and the work is void
     he/, ihc/                zarr v3 arrays uint8 (N, t, t, 3): a chunk is a tile, a file a shard
-    done/he/000007.json      made after the shard is safe on disk: key, bytes, SHA-256
+    done/he/000007.json      made after the shard is safe on disk: key, bytes, SHA-256, facts
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ class PatchStore:
         """
         return cls(path)
 
-    def write(self, name: ArrayName, shard: int, tiles: Pixels, key: str) -> None:
+    def write(
+        self, name: ArrayName, shard: int, tiles: Pixels, key: str, facts: Any = None
+    ) -> None:
         """Write a shard, and mark it done once it is safe.
 
         Parameters
@@ -99,6 +101,8 @@ class PatchStore:
             uint8 (n, t, t, 3), all tiles of the shard.
         key
             Identity of the settings that made them; another key makes the shard pending.
+        facts
+            What is known of the tiles, as plain JSON types: kept, and void, with the shard.
 
         Raises
         ------
@@ -122,6 +126,7 @@ class PatchStore:
             for folder in list(file.parents)[:5]:
                 flush_to_disk(folder)
             record = {"key": key, "bytes": file.stat().st_size, "sha256": _sha256(tiles)}
+            record |= {} if facts is None else {"facts": facts}
             _write_atomic(self._marker(name, shard), json.dumps(record))
         except OSError as error:
             what = f"Store {self.path}: shard {shard} of {name}"
@@ -149,6 +154,23 @@ class PatchStore:
         if not 0 <= index < self.grid.n_tiles:
             raise IndexError(f"tile {index} of {self.grid.n_tiles}")
         return self._get(name, index // self.grid.shard_tiles, index)
+
+    def facts(self, name: ArrayName, shard: int) -> Any:
+        """Read what was written with a finished shard; None where that was nothing.
+
+        Raises
+        ------
+        OutputError
+            The shard is not finished, or its marker is damaged.
+        """
+        path = self._marker(name, shard)
+        try:
+            return json.loads(path.read_text(encoding="utf-8")).get("facts")
+        except _DAMAGE as error:
+            raise OutputError(
+                f"{path} cannot be read: {error}.",
+                hint="Run the same command again: the shard is made anew.",
+            ) from error
 
     def is_done(self, name: ArrayName, shard: int, key: str, *, verify: bool = False) -> bool:
         """Tell whether a shard was finished under this key and its file has its full size.

@@ -14,6 +14,7 @@ import msgspec
 from wsi_stain.bundles import bundle_digest, find_bundle
 from wsi_stain.config import RunConfig
 from wsi_stain.planning import SlidePlan
+from wsi_stain.stain.tile_scores import SCORES_VERSION
 from wsi_stain.translate.bundle import fast_dtype, pick_device
 from wsi_stain.translate.fit import ColorFit
 
@@ -31,7 +32,7 @@ def he_key(plan: SlidePlan) -> str:
 
 
 def ihc_key(plan: SlidePlan, color: ColorFit, config: RunConfig) -> str:
-    """Identify IHC shards: the H&E, the color fit, the model, how it runs, seed and arithmetic."""
+    """Identify IHC shards: H&E, color fit, model, how it runs, seed, arithmetic, scores."""
     device = pick_device(config.cluster.device)
     return digest(
         he_key(plan),
@@ -41,4 +42,5 @@ def ihc_key(plan: SlidePlan, color: ColorFit, config: RunConfig) -> str:
         config.seed,
         device.type,
         str(fast_dtype(device)),
+        SCORES_VERSION,
     )

@@ -24,6 +24,7 @@ from wsi_stain.slides.store import PatchStore
 from wsi_stain.stages.expect import expectation
 from wsi_stain.stages.keys import ihc_key
 from wsi_stain.stages.picture import PictureWriter
+from wsi_stain.stages.tiles import flag_texts, read_scores, summarize, write_table
 from wsi_stain.translate.fit import ColorFit
 from wsi_stain.translate.worker import ShardReport, TranslateTask
 from wsi_stain.write.annotations import annotate_run
@@ -97,6 +98,13 @@ class Run:
             )
         self.listener(Event("validate", "finish"))
 
+    def score_tiles(self) -> None:
+        """Tell which tiles to look at: a table of all, a summary in the record."""
+        scores = read_scores(self.store)
+        write_table(self.files.tile_scores, self.plan.grid, scores, self.config.trust)
+        summary = summarize(scores, self.config.trust)
+        self.manifest.record(tiles=summary, flags=flag_texts(summary))
+
     def annotate(self) -> None:
         """Write what QuPath shows over the pyramid, and the script that opens both pictures."""
         self.listener(Event("annotate", "start"))
@@ -120,12 +128,18 @@ class Run:
             "pixel size um": round(self.plan.grid.scale.mpp_out, 5),
             "bytes": sum(output.bytes for output in record.outputs),
             "tiles": self.plan.grid.n_tiles,
+            "to look at": self._to_look_at(),
             "flags": list(record.flags),
             "notes": list(record.notes),
             # Stages overlap, so their seconds add up to more than the whole.
             "seconds": seconds | {"in all": round(time.monotonic() - self.began_s, 1)},
             "note": "virtual stain, research use only",
         }
+
+    def _to_look_at(self) -> str:
+        """Word how many tiles are flagged, and where they are listed."""
+        tiles = self.manifest.content.tiles
+        return f"{tiles['flagged']} of {tiles['tiles']} tiles; {self.files.tile_scores}"
 
     def _steps(self, color: ColorFit) -> tuple[Step, Step]:
         """Settle what is pending, in the order of a shard's way."""

@@ -1,7 +1,7 @@
 """Room 3 of 4: one process, one device. A shard of H&E patches in, a shard of IHC patches out.
 
-In: shard numbers; everything else is in the frozen task. Out: tiles in the store, a short report.
-Not here: scheduling, colour fits, the grid's making.
+In: shard numbers; everything else is in the frozen task. Out: tiles and their scores in the store,
+a short report. Not here: scheduling, colour fits, the grid's making, limits of the scores.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from wsi_stain.config import SampleConfig, resolve_sampling
 from wsi_stain.slides.store import PatchStore
 from wsi_stain.stain.density import lay_glass
 from wsi_stain.stain.start import StartTransform
+from wsi_stain.stain.tile_scores import TileJudge
 from wsi_stain.translate.bundle import ModelBundle, load_bundle, pick_device
 from wsi_stain.translate.guidance import gradient_map
 from wsi_stain.translate.noise import NoiseField
@@ -29,6 +31,7 @@ from wsi_stain.translate.sampler import Noise
 __all__ = [
     "ShardReport",
     "TranslateTask",
+    "Translation",
     "measure_map_scale",
     "resolve_sampling",
     "translate_tiles",
@@ -91,9 +94,27 @@ class TranslateTask:
         numbers = store.grid.shard(shard)
         places = np.array([store.grid.region_out(i)[:2] for i in numbers], dtype=np.int64)
         he = store.read("he", shard)
-        store.write("ihc", shard, translate_tiles(bundle, self, he, places), self.key)
+        made = translate_tiles(bundle, self, he, places)
+        judge = TileJudge(self.start.stain, bundle.spec.color, store.grid.scale.mpp_out)
+        scores = [judge.score(*tile) for tile in zip(he, made.bare, made.ihc, strict=True)]
+        store.write("ihc", shard, made.ihc, self.key, facts=scores)
         seconds = time.monotonic() - began
         return ShardReport(len(he), seconds, str(bundle.device), str(bundle.dtype))
+
+
+class Translation(NamedTuple):
+    """What became of some tiles.
+
+    Attributes
+    ----------
+    ihc
+        uint8 (n, t, t, 3), glass composited with the bundle's white.
+    bare
+        The same as the model gave it, before the glass.
+    """
+
+    ihc: Tiles
+    bare: Tiles
 
 
 @functools.lru_cache(maxsize=2)
@@ -104,7 +125,7 @@ def _bundle(name: str, device: str) -> ModelBundle:
 
 def translate_tiles(
     bundle: ModelBundle, task: TranslateTask, he: Tiles, places_xy: NDArray[np.int64]
-) -> Tiles:
+) -> Translation:
     """Translate tiles in batches of one constant shape.
 
     Parameters
@@ -120,8 +141,8 @@ def translate_tiles(
 
     Returns
     -------
-    ndarray
-        IHC patches, uint8 (n, t, t, 3), glass composited with the bundle's white.
+    Translation
+        Tiles in the order of `he`.
 
     Notes
     -----
@@ -131,7 +152,7 @@ def translate_tiles(
     solver, guidance = resolve_sampling(bundle.spec, task.sample)
     sampler = bundle.sampler(solver, guidance)
     field = NoiseField(task.seed)
-    parts = []
+    bare, laid = [], []
     for rows in _batches(len(he), task.sample.batch_tiles):
         start = task.start.apply(he[rows])
         if sampler is None:
@@ -141,8 +162,9 @@ def translate_tiles(
             noise = _remembered(field, places, he.shape[1])
             x_0, source = to_model(start, bundle.device), to_model(he[rows], bundle.device)
             made = to_rgb(sampler(x_0, noise, task.map_scale, source))
-        parts.append(lay_glass(made, he[rows], task.white, bundle.spec.color.white))
-    return np.concatenate(parts)[: len(he)]
+        bare.append(made)
+        laid.append(lay_glass(made, he[rows], task.white, bundle.spec.color.white))
+    return Translation(np.concatenate(laid)[: len(he)], np.concatenate(bare)[: len(he)])
 
 
 def _remembered(field: NoiseField, places: torch.Tensor, size_px: int) -> Noise:
