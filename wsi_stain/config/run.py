@@ -61,6 +61,14 @@ class SampleConfig(Settings, frozen=True, kw_only=True):
     batch_tiles: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 4
 
 
+class TrustConfig(Settings, frozen=True, kw_only=True):
+    """Which tiles are flagged: those beyond a limit. DESIGN, D19 says where limits come from."""
+
+    structure_min: Annotated[float, msgspec.Meta(ge=-1.0, le=1.0)] = 0.80
+    sobel_ssim_min: Annotated[float, msgspec.Meta(ge=-1.0, le=1.0)] = 0.45
+    white_error_max: Fraction = 0.25
+
+
 class WriteConfig(Settings, frozen=True, kw_only=True):
     """How to write the pyramid. Keep `tile_px` a multiple of 16: JPEG and TIFF both need it.
 
@@ -162,6 +170,7 @@ class RunConfig(Settings, frozen=True, kw_only=True):
     tiles: TileConfig = TileConfig()
     stain: StainConfig = StainConfig()
     sample: SampleConfig = SampleConfig()
+    trust: TrustConfig = TrustConfig()
     write: WriteConfig = WriteConfig()
     cluster: ClusterConfig = ClusterConfig()
 

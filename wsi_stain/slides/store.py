@@ -96,12 +96,7 @@ class PatchStore:
         return cls(path)
 
     def write(
-        self,
-        name: ArrayName,
-        shard: int,
-        tiles: Pixels,
-        key: str,
-        facts: Any = None,
+        self, name: ArrayName, shard: int, tiles: Pixels, key: str, facts: Any = None
     ) -> None:
         """Write a shard, and mark it done once it is safe.
 

@@ -26,6 +26,8 @@ from wsi_stain.slides.store import PatchStore
 from wsi_stain.stages.expect import expectation
 from wsi_stain.stages.keys import ihc_key
 from wsi_stain.stages.picture import PictureWriter
+from wsi_stain.stages.tiles import flag_texts, read_scores, summarize
+from wsi_stain.stages.tiles import write_table as write_scores
 from wsi_stain.translate.bundle import device_kind
 from wsi_stain.translate.fit import ColorFit
 from wsi_stain.translate.worker import ShardReport, TranslateTask
@@ -109,11 +111,18 @@ class Run:
     def tell_missing(self) -> None:
         """Say which tiles of the slide are background, in the record and in a table."""
         write_table(self.files.missing, sorted(self.missing))
-        flags = [flag for flag in self.manifest.content.flags if not flag.startswith(MISSING_FLAG)]
-        if self.missing:
-            flags.append(f"{MISSING_FLAG}: {len(self.missing)}")
-            self.remark(_words(self.missing, self.files.missing.name))
+        flags = [f"{MISSING_FLAG}: {len(self.missing)}"] if self.missing else []
         self.manifest.record(flags=flags)
+        if self.missing:
+            self.remark(_words(self.missing, self.files.missing.name))
+
+    def score_tiles(self) -> None:
+        """Tell which tiles to look at: a table of all, a summary in the record."""
+        scores = read_scores(self.store)
+        write_scores(self.files.tile_scores, self.plan.grid, scores, self.config.trust)
+        summary = summarize(scores, self.config.trust)
+        flags = [*self.manifest.content.flags, *flag_texts(summary)]
+        self.manifest.record(tiles=summary, flags=flags)
 
     def annotate(self) -> None:
         """Write what QuPath shows over the pyramid, and the script that opens both pictures."""
@@ -139,12 +148,18 @@ class Run:
             "pixel size um": round(self.plan.grid.scale.mpp_out, 5),
             "bytes": sum(output.bytes for output in record.outputs),
             "tiles": self.plan.grid.n_tiles,
+            "to look at": self._to_look_at(),
             "flags": list(record.flags),
             "notes": list(record.notes),
             # Stages overlap, so their seconds add up to more than the whole.
             "seconds": seconds | {"in all": round(time.monotonic() - self.began_s, 1)},
             "note": "virtual stain, research use only",
         }
+
+    def _to_look_at(self) -> str:
+        """Word how many tiles are flagged, and where they are listed."""
+        tiles = self.manifest.content.tiles
+        return f"{tiles['flagged']} of {tiles['tiles']} tiles; {self.files.tile_scores}"
 
     def _steps(self, color: ColorFit, device: Device | None) -> tuple[Step, Step]:
         """Settle what is pending, in the order of a shard's way.

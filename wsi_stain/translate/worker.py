@@ -1,7 +1,7 @@
 """Room 3 of 4: one process, one device. A shard of H&E patches in, a shard of IHC patches out.
 
-In: shard numbers; everything else is in the frozen task. Out: tiles in the store, a short report.
-Not here: scheduling, colour fits, the grid's making.
+In: shard numbers; everything else is in the frozen task. Out: tiles and their scores in the store,
+a short report. Not here: scheduling, colour fits, the grid's making, limits of the scores.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from wsi_stain.config import SampleConfig, resolve_sampling
 from wsi_stain.slides.store import PatchStore
 from wsi_stain.stain.density import lay_glass
 from wsi_stain.stain.start import StartTransform
+from wsi_stain.stain.tile_scores import TileJudge
 from wsi_stain.translate.bundle import ModelBundle, load_bundle, pick_device
 from wsi_stain.translate.guidance import gradient_map
 from wsi_stain.translate.headroom import Headroom
@@ -29,6 +31,7 @@ from wsi_stain.translate.sampler import Noise
 __all__ = [
     "ShardReport",
     "TranslateTask",
+    "Translation",
     "measure_map_scale",
     "resolve_sampling",
     "translate_tiles",
@@ -93,10 +96,28 @@ class TranslateTask:
         places = np.array([store.grid.region_out(i)[:2] for i in numbers], dtype=np.int64)
         he = store.read("he", shard)
         headroom = _headroom(self.bundle, self.device, self.sample.batch_tiles)
-        store.write("ihc", shard, translate_tiles(bundle, self, he, places, headroom), self.key)
+        made = translate_tiles(bundle, self, he, places, headroom)
+        judge = TileJudge(self.start.stain, bundle.spec.color, store.grid.scale.mpp_out)
+        scores = [judge.score(*tile) for tile in zip(he, made.bare, made.ihc, strict=True)]
+        store.write("ihc", shard, made.ihc, self.key, facts=scores)
         seconds = time.monotonic() - began
         device, dtype = str(bundle.device), str(bundle.dtype)
         return ShardReport(len(he), seconds, device, dtype, headroom.batch_tiles)
+
+
+class Translation(NamedTuple):
+    """What became of some tiles.
+
+    Attributes
+    ----------
+    ihc
+        uint8 (n, t, t, 3), glass composited with the bundle's white.
+    bare
+        The same as the model gave it, before the glass.
+    """
+
+    ihc: Tiles
+    bare: Tiles
 
 
 @functools.lru_cache(maxsize=2)
@@ -117,7 +138,7 @@ def translate_tiles(
     he: Tiles,
     places_xy: NDArray[np.int64],
     headroom: Headroom | None = None,
-) -> Tiles:
+) -> Translation:
     """Translate tiles in batches of one constant shape.
 
     Parameters
@@ -135,8 +156,8 @@ def translate_tiles(
 
     Returns
     -------
-    ndarray
-        IHC patches, uint8 (n, t, t, 3), glass composited with the bundle's white.
+    Translation
+        Tiles in the order of `he`.
 
     Notes
     -----
@@ -157,10 +178,11 @@ def translate_tiles(
             noise = _remembered(field, places, he.shape[1])
             x_0, source = to_model(start, bundle.device), to_model(he[rows], bundle.device)
             made = to_rgb(sampler(x_0, noise, task.map_scale, source))
-        return lay_glass(made, he[rows], task.white, bundle.spec.color.white)
+        return made
 
     headroom = headroom or Headroom(task.sample.batch_tiles)
-    return np.concatenate(headroom.run(translate, len(he)))[: len(he)]
+    bare = np.concatenate(headroom.run(translate, len(he)))[: len(he)]
+    return Translation(lay_glass(bare, he, task.white, bundle.spec.color.white), bare)
 
 
 def _remembered(field: NoiseField, places: torch.Tensor, size_px: int) -> Noise:
