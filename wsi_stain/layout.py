@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_stain.errors import OutputError
-from wsi_stain.files import PART_SUFFIX, remove_any
+from wsi_stain.files import OLD_SUFFIX, PART_SUFFIX, cannot_write, remove_any
 
 __all__ = ["RunFiles", "find_run"]
 
@@ -121,6 +121,20 @@ class RunFiles:
         """The report's folder."""
         return self.folder / "report"
 
+    def set_aside(self) -> None:
+        """Take the output's name from a file that a killed run left; `sweep` removes it.
+
+        Raises
+        ------
+        OutputError
+            It cannot be renamed.
+        """
+        if self.output.exists():
+            try:
+                self.output.replace(self.output.with_name(self.output.name + OLD_SUFFIX))
+            except OSError as error:
+                raise cannot_write(self.output, error) from error
+
     def sweep(self) -> None:
         """Remove what a killed run left half-written; only for the holder of the lock.
 
@@ -132,8 +146,17 @@ class RunFiles:
         try:
             if self.discarded.exists():
                 shutil.rmtree(self.discarded)
-            ours = self.output.parent.glob(f"{glob.escape(self.output.name)}*{PART_SUFFIX}")
-            for path in (*self.folder.glob(f".*{PART_SUFFIX}"), *ours, self.unsound):
+            beside = [
+                path
+                for made in (self.output, self.geojson)
+                for path in made.parent.glob(f"{glob.escape(made.name)}*{PART_SUFFIX}")
+            ]
+            inside = [
+                path
+                for folder in (self.folder, self.he, self.report)
+                for path in folder.glob(f".*{PART_SUFFIX}")
+            ]
+            for path in (*beside, *inside, self.unsound):
                 remove_any(path)
         except OSError as error:
             raise OutputError(

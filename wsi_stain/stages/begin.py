@@ -57,10 +57,10 @@ def begin(
     listener: Listener,
 ) -> Run:
     """Open the store and write the record before any work."""
-    if _may_replace(plan, files, config):
-        write = msgspec.structs.replace(config.write, overwrite=True)
-    else:
-        write = config.write
+    # What a killed run left under the output's name goes before the record that says whose it was:
+    # a second kill must not find a file that nobody owns.
+    if not config.write.overwrite and _may_replace(plan, files, config):
+        files.set_aside()
     files.sweep()
     store = PatchStore.create(files.store, plan.grid)
     manifest = RunManifest.begin(
@@ -78,7 +78,7 @@ def begin(
     return Run(
         plan=plan,
         files=files,
-        config=msgspec.structs.replace(config, write=write),
+        config=config,
         store=store,
         manifest=manifest,
         listener=one_at_a_time(listener),
