@@ -150,7 +150,7 @@ def _render(record: ArchiveRecord, rows: Sequence[Row]) -> str:
         for tag, name in RAW_TEXTS.items()
     }
     texts["style"] = style + texts["style"]
-    counts = Counter(slide.state for slide in record.slides)
+    counts: Counter[str] = Counter(slide.state for slide in record.slides)
     return environment.get_template(TEMPLATE).render(
         record=record,
         rows=rows,
