@@ -32,9 +32,9 @@ Task = Callable[[int], Any]
 
 
 def start(
-    kind: Kind = "dask", workers: int = 2, devices: int = 0, attempts: int = 2
+    kind: Kind = "dask", workers: int = 2, devices: int = 0, attempts: int = 2, **more: Any
 ) -> AbstractContextManager[Executor]:
-    config = ClusterConfig(executor=kind, workers=workers, attempts=attempts)
+    config = ClusterConfig(executor=kind, workers=workers, attempts=attempts, **more)
     return open_executor(config, lambda _: devices)
 
 
@@ -318,8 +318,7 @@ def test_error_is_ours_when_no_worker_is_left(monkeypatch: pytest.MonkeyPatch) -
     from distributed import default_client  # noqa: PLC0415 - only where it is used
 
     monkeypatch.setattr(dispatch, "POLL_S", 0.1)
-    monkeypatch.setattr(dispatch, "NO_WORKER_S", 0.5)
-    with start(workers=1) as executor:
+    with start(workers=1, wait_s=1) as executor:
         cluster: Any = default_client().cluster
         cluster.scale(0)
         with pytest.raises(DeviceError, match="All workers died"):

@@ -6,6 +6,7 @@ In: output folder, slide name, marker. Out: paths. Not here: writing (but left-o
 out/<slide>_<marker>.ome.tiff                      or .ome.zarr
 out/<slide>_<marker>.geojson
 out/<slide>_<marker>.run/   manifest.json  lock  store/  he/  report/  tiles.csv  qupath.groovy
+                            missing.csv
 ```
 """
 
@@ -99,6 +100,11 @@ class RunFiles:
     def geojson(self) -> Path:
         """What QuPath shows over the pyramid."""
         return self.output.with_name(f"{self.name}.geojson")
+
+    @property
+    def missing(self) -> Path:
+        """The table of the slide's tiles that could not be read; only where there are such."""
+        return self.folder / "missing.csv"
 
     @property
     def qupath(self) -> Path:

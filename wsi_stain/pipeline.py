@@ -89,5 +89,6 @@ def translate_slide(
             ):
                 run.work(started, beside.color(), writer)
             run.check()
+            run.tell_missing()
             run.annotate()
             return RunResult(files, run.finish(keep_store=keep_store))

@@ -27,6 +27,8 @@ from wsi_stain.stages.keys import he_key
 from wsi_stain.stages.run import Run, one_at_a_time
 from wsi_stain.translate.bundle import count_cuda_devices
 
+RECORDED = ("device", "workers", "executor", "memory_limit_mb", "attempts")
+
 __all__ = ["begin", "cuda_devices", "prepare"]
 
 
@@ -101,7 +103,9 @@ def _may_replace(plan: SlidePlan, files: RunFiles, config: RunConfig) -> bool:
 def _settings(config: RunConfig) -> dict[str, Any]:
     """Give the settings for the record, as JSON gives them back, without the user's folders."""
     settings: dict[str, Any] = json.loads(msgspec.json.encode(config))
-    return settings | {"bundle": Path(config.bundle).name}
+    # Which hosts did it, and where their keys lie, is no matter of the picture.
+    cluster = {name: settings["cluster"][name] for name in RECORDED}
+    return settings | {"bundle": Path(config.bundle).name, "cluster": cluster}
 
 
 def cuda_devices(config: ClusterConfig) -> int:
