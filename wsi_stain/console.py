@@ -18,11 +18,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from wsi_stain.manifest import Event
 
@@ -50,6 +52,22 @@ SUMMARY_KEYS = frozenset(
 )
 
 
+class _CountColumn(MofNCompleteColumn):
+    """Done of total; empty for a stage that counts nothing."""
+
+    def render(self, task: Task) -> Text:
+        """Draw one cell."""
+        return super().render(task) if task.total and task.total > 1 else Text()
+
+
+class _LeftColumn(TimeRemainingColumn):
+    """Time left; empty once a stage is over."""
+
+    def render(self, task: Task) -> Text:
+        """Draw one cell."""
+        return Text() if task.finished else Text("ETA ") + super().render(task)
+
+
 class ProgressDisplay:
     """Listens to events: one bar per stage on a terminal, plain lines elsewhere.
 
@@ -66,11 +84,10 @@ class ProgressDisplay:
         self._progress = Progress(
             TextColumn("{task.description:<18}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            _CountColumn(),
             TextColumn("{task.fields[rate]:>13}"),
             TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
+            _LeftColumn(),
             console=console,
             disable=not self._live,
         )
