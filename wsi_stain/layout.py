@@ -4,6 +4,7 @@ In: output folder, slide name, marker. Out: paths. Not here: writing (but left-o
 
 ```
 out/<slide>_<marker>.ome.tiff                      or .ome.zarr
+out/<slide>_<marker>_uncertainty.ome.tiff          where several seeds were asked for
 out/<slide>_<marker>.geojson
 out/<slide>_<marker>.run/   manifest.json  lock  store/  he/  report/  tiles.csv  qupath.groovy
 ```
@@ -26,6 +27,7 @@ __all__ = ["RunFiles", "find_run"]
 OUTPUT_SUFFIX = ".ome.tiff"
 OUTPUT_SUFFIXES = {"ome-tiff": OUTPUT_SUFFIX, "ome-zarr": ".ome.zarr"}  # by format
 RUN_SUFFIX = ".run"
+UNCERTAINTY_SUFFIX = "_uncertainty.ome.tiff"
 NAME_MAX_BYTES = 120
 SLUG_MAX_CHARS = 40
 
@@ -96,6 +98,11 @@ class RunFiles:
         return self.folder / "he"
 
     @property
+    def uncertainty(self) -> Path:
+        """The spread over seeds, as a pyramid of its own."""
+        return self.output.with_name(f"{self.name}{UNCERTAINTY_SUFFIX}")
+
+    @property
     def geojson(self) -> Path:
         """What QuPath shows over the pyramid."""
         return self.output.with_name(f"{self.name}.geojson")
@@ -126,7 +133,11 @@ class RunFiles:
         try:
             if self.discarded.exists():
                 shutil.rmtree(self.discarded)
-            ours = self.output.parent.glob(f"{glob.escape(self.output.name)}*{PART_SUFFIX}")
+            ours = [
+                part
+                for output in (self.output, self.uncertainty)
+                for part in output.parent.glob(f"{glob.escape(output.name)}*{PART_SUFFIX}")
+            ]
             for path in (*self.folder.glob(f".*{PART_SUFFIX}"), *ours, self.unsound):
                 remove_any(path)
         except OSError as error:

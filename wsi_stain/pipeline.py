@@ -89,6 +89,7 @@ def translate_slide(
             ):
                 run.work(started, beside.color(), writer)
             run.check()
+            run.spread()
             run.score_tiles()
             run.annotate()
             return RunResult(files, run.finish(keep_store=keep_store))

@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from wsi_stain.config import RunConfig
@@ -24,11 +25,13 @@ from wsi_stain.slides.store import PatchStore
 from wsi_stain.stages.expect import expectation
 from wsi_stain.stages.keys import ihc_key
 from wsi_stain.stages.picture import PictureWriter
-from wsi_stain.stages.tiles import flag_texts, read_scores, summarize, write_table
+from wsi_stain.stages.tiles import flag_texts, read_scores, slide_sd, summarize, write_table
+from wsi_stain.stain.spread import OD_PER_LEVEL
 from wsi_stain.translate.fit import ColorFit
 from wsi_stain.translate.worker import ShardReport, TranslateTask
 from wsi_stain.write.annotations import annotate_run
-from wsi_stain.write.validate import validate
+from wsi_stain.write.uncertainty import write_uncertainty
+from wsi_stain.write.validate import Expected, validate
 
 __all__ = ["Run", "one_at_a_time"]
 
@@ -88,21 +91,50 @@ class Run:
     def check(self) -> None:
         """Open the pyramid again as a stranger."""
         self.listener(Event("validate", "start"))
-        found = validate(self.files.output, expected=expectation(self.plan))
-        if not found.ok:
-            # Under its own name somebody would use it.
-            self.files.output.replace(self.files.unsound)
-            raise OutputError(
-                f"{self.files.output} was written but is not sound: {'; '.join(found.problems)}.",
-                hint=f"It lies in {self.files.unsound}; report this with the manifest beside it.",
-            )
+        self._require_sound(self.files.output, expectation(self.plan))
         self.listener(Event("validate", "finish"))
+
+    def spread(self) -> None:
+        """Write the spread over seeds; of a single seed there is none, nor may an old one stay."""
+        seeds, path = self.config.sample.seeds, self.files.uncertainty
+        if seeds == 1:
+            path.unlink(missing_ok=True)
+            return
+        self.listener(Event("uncertainty", "start"))
+        grid = self.plan.grid
+        write_uncertainty(
+            path,
+            grid,
+            lambda index: self.store.read_tile("sd", index),
+            self.config.write,
+            name=f"{self.files.name}, uncertainty",
+            seeds=seeds,
+        )
+        self._require_sound(path, Expected(grid.scale.size_out, grid.scale.mpp_out))
+        self.listener(Event("uncertainty", "finish"))
+
+    def _require_sound(self, path: Path, expected: Expected) -> None:
+        found = validate(path, expected=expected)
+        if found.ok:
+            return
+        # Under its own name somebody would use it.
+        path.replace(self.files.unsound)
+        raise OutputError(
+            f"{path} was written but is not sound: {'; '.join(found.problems)}.",
+            hint=f"It lies in {self.files.unsound}; report this with the manifest beside it.",
+        )
 
     def score_tiles(self) -> None:
         """Tell which tiles to look at: a table of all, a summary in the record."""
         scores = read_scores(self.store)
         write_table(self.files.tile_scores, self.plan.grid, scores, self.config.trust)
         summary = summarize(scores, self.config.trust)
+        if self.config.sample.seeds > 1:
+            summary["uncertainty"] = {
+                "seeds": self.config.sample.seeds,
+                "dab_sd": slide_sd(scores, self.plan.grid.tissue),
+                "od_per_level": OD_PER_LEVEL,
+            }
         self.manifest.record(tiles=summary, flags=flag_texts(summary))
 
     def annotate(self) -> None:
@@ -115,7 +147,8 @@ class Run:
     def finish(self, *, keep_store: bool) -> dict[str, Any]:
         """Close the record; gives the summary for the terminal."""
         # In this order a kill loses no work: a store that outlives its run only takes space.
-        self.manifest.finish([self.files.output])
+        several = self.config.sample.seeds > 1
+        self.manifest.finish([self.files.output, *([self.files.uncertainty] if several else [])])
         if not keep_store:
             self.files.store.replace(self.files.discarded)
             shutil.rmtree(self.files.discarded)
@@ -126,9 +159,10 @@ class Run:
             "run folder": str(self.files.folder),
             "size": str(self.plan.grid.scale.size_out),
             "pixel size um": round(self.plan.grid.scale.mpp_out, 5),
-            "bytes": sum(output.bytes for output in record.outputs),
+            "bytes": record.outputs[0].bytes,
             "tiles": self.plan.grid.n_tiles,
             "to look at": self._to_look_at(),
+            "uncertainty": self._uncertainty(),
             "flags": list(record.flags),
             "notes": list(record.notes),
             # Stages overlap, so their seconds add up to more than the whole.
@@ -140,6 +174,14 @@ class Run:
         """Word how many tiles are flagged, and where they are listed."""
         tiles = self.manifest.content.tiles
         return f"{tiles['flagged']} of {tiles['tiles']} tiles; {self.files.tile_scores}"
+
+    def _uncertainty(self) -> str:
+        """Word the spread over seeds and where it lies; nothing for a single seed."""
+        found = self.manifest.content.tiles.get("uncertainty")
+        if found is None:
+            return ""
+        spread = f"sd of DAB OD {found['dab_sd']} over {found['seeds']} seeds"
+        return f"{spread}; {self.files.uncertainty}"
 
     def _steps(self, color: ColorFit) -> tuple[Step, Step]:
         """Settle what is pending, in the order of a shard's way."""
@@ -156,10 +198,13 @@ class Run:
             device=config.cluster.device,
             key=key,
         )
+        pending = self.store.pending("ihc", key, verify=True)
+        if config.sample.seeds > 1:
+            pending = sorted({*pending, *self.store.pending("sd", key, verify=True)})
         fill = FillTask(self.plan.source, self.files.store, self.he_key)
         return (
             Step("fill", fill, self.store.pending("he", self.he_key, verify=True)),
-            Step("translate", translate, self.store.pending("ihc", key, verify=True)),
+            Step("translate", translate, pending),
         )
 
     def _hear(self, done: Done) -> None:
