@@ -50,7 +50,11 @@ class StainConfig(Settings, frozen=True, kw_only=True):
 
 
 class SampleConfig(Settings, frozen=True, kw_only=True):
-    """How to run the model. `None` means: as the bundle says."""
+    """How to run the model. `None` means: as the bundle says.
+
+    ``seeds=K`` runs every tile with K noise seeds, from the run's seed on: K times the cost, and
+    the spread of the brown as a second pyramid. The picture is that of the first.
+    """
 
     solver: Literal["solver", "teacher", "student"] = "solver"
     steps: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
@@ -58,6 +62,7 @@ class SampleConfig(Settings, frozen=True, kw_only=True):
     start_image: StartImage | None = None
     guidance: GuidanceSpec | None = None
     guided: bool = True
+    seeds: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     batch_tiles: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 4
 
 

@@ -37,8 +37,10 @@ def prepare(plan: SlidePlan, out: Path, config: RunConfig) -> RunFiles:
     files = RunFiles.of(out, plan.source.path, plan.spec.marker, config.write.format)
     if files.output.is_dir() and config.write.format == "ome-tiff":
         raise OutputError(f"{files.output} is a folder.", hint="Choose another one: --out DIR.")
-    if files.output.exists() and not _may_replace(plan, files, config):
-        raise OutputError(f"{files.output} exists already.", hint="Use --overwrite to replace it.")
+    for output in (files.output, files.uncertainty):
+        # A spread that belongs to another picture would be taken for this one's.
+        if output.exists() and not _may_replace(plan, files, config):
+            raise OutputError(f"{output} exists already.", hint="Use --overwrite to replace it.")
     memory_bytes = config.cluster.memory_limit_mb * 2**20 or int(0.75 * machine_bytes())
     there = next(path for path in files.folder.absolute().parents if path.exists())
     check(plan.projection, PlanLimits(memory_bytes, shutil.disk_usage(there).free))

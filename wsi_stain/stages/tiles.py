@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from wsi_stain.config import TrustConfig
 from wsi_stain.errors import OutputError
@@ -22,8 +23,18 @@ from wsi_stain.slides.plan import TileGrid
 from wsi_stain.slides.store import PatchStore
 from wsi_stain.stain.tile_scores import TileScore
 
-__all__ = ["Limit", "flag_texts", "flags_of", "limits", "read_scores", "summarize", "write_table"]
+__all__ = [
+    "Limit",
+    "flag_texts",
+    "flags_of",
+    "limits",
+    "read_scores",
+    "slide_sd",
+    "summarize",
+    "write_table",
+]
 
+LEAST_SHARE = 1e-3  # of tissue: the mask at 8 um/px misses specks
 PLACE = ("tile", "x_px_out", "y_px_out", "size_px", "x_um", "y_um")
 
 
@@ -136,6 +147,19 @@ def summarize(scores: Sequence[TileScore], config: TrustConfig) -> dict[str, Any
         "median": {name: _middle(scores, name) for name in TileScore._fields},
         "worst": {limit.score: _worst(scores, limit) for limit in asked},
     }
+
+
+def slide_sd(scores: Sequence[TileScore], tissue: NDArray[np.float32]) -> float | None:
+    """Average the tiles' sd of DAB OD, each by its share of tissue, float32 (N,)."""
+    weighted = [
+        (score.dab_sd, max(float(share), LEAST_SHARE))
+        for score, share in zip(scores, tissue, strict=True)
+        if score.dab_sd is not None
+    ]
+    if not weighted:
+        return None
+    sds, weights = zip(*weighted, strict=True)
+    return round(float(np.average(sds, weights=weights)), 4)
 
 
 def flag_texts(summary: Mapping[str, Any]) -> list[str]:
