@@ -50,10 +50,10 @@ def save_bundle(folder: Path, seed: int) -> Path:
     return folder
 
 
-def settings(bundle: Path, **flags: Any) -> RunConfig:
+def settings(bundle: Path, flags: dict[str, Any]) -> RunConfig:
     base = {"cluster.executor": "serial", "tiles.shard_tiles": 2, "cluster.device": "cpu"}
-    model = {"bundle": str(bundle), "sample.steps": 2, "sample.guided": False}
-    return resolve_run_config(base | model | flags)[0]
+    model = {"sample.steps": 2, "sample.guided": False}
+    return resolve_run_config(base | model | flags | {"bundle": str(bundle)})[0]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, write_slide: Write, pixels: 
     folder = tmp_path_factory.mktemp("stopped")
     write_slide(folder / "s.tiff", pixels, 0.5)
     save_bundle(folder / "other", 1)
-    config = settings(save_bundle(folder / "tiny", 0))
+    config = settings(save_bundle(folder / "tiny", 0), {})
 
     def stop(event: Event) -> None:
         if (event.stage, event.kind) == ("translate", "finish"):
@@ -90,7 +90,7 @@ def test_change_voids_exactly_what_depends_on_it(
         other[150, 200] ^= 1
         slide = write_slide(tmp_path / "s.tiff", other, 0.5)
     bundle = place / flags.get("bundle", "tiny")
-    config = settings(bundle, **{**flags, "bundle": str(bundle)})
+    config = settings(bundle, flags)
     shutil.copytree(place / "out", tmp_path / "out")
     begun: dict[str, tuple[int, int]] = {}
 
