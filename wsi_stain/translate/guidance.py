@@ -34,6 +34,7 @@ __all__ = [
     "gradient_map",
     "inner_positions",
     "roll_offsets",
+    "sobel",
 ]
 
 PATCH_OVERLAP = 32.0
@@ -116,13 +117,18 @@ def gradient_map(y: torch.Tensor, kind: str, scale: float | torch.Tensor = 1.0) 
         return blur(luma, 2.0)
     if kind == "dog":
         return (blur(luma, 1.0) - blur(luma, 2.0)).abs() / scale
+    magnitude = sobel(luma)
+    return magnitude / (magnitude + scale) if kind == "ngf" else magnitude / scale
+
+
+def sobel(luma: torch.Tensor) -> torch.Tensor:
+    """Take the magnitude of the gradient, float32 (B, 1, H, W), per pixel; borders continue."""
     padded = F.pad(luma, (1, 1, 1, 1), mode="replicate")
     rows = padded[:, :, :-2] + 2.0 * padded[:, :, 1:-1] + padded[:, :, 2:]
     cols = padded[..., :-2] + 2.0 * padded[..., 1:-1] + padded[..., 2:]
     g_x = (rows[..., 2:] - rows[..., :-2]) / 8.0
     g_y = (cols[:, :, 2:] - cols[:, :, :-2]) / 8.0
-    magnitude = torch.sqrt(g_x.square() + g_y.square() + 1e-8)
-    return magnitude / (magnitude + scale) if kind == "ngf" else magnitude / scale
+    return torch.sqrt(g_x.square() + g_y.square() + 1e-8)
 
 
 def blur(luma: torch.Tensor, sd_px: float) -> torch.Tensor:
