@@ -17,13 +17,14 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from wsi_stain.errors import DeviceError, DiskFullError, WsiStainError
 
 __all__ = [
     "RESUME_HINT",
     "Chain",
+    "Device",
     "Done",
     "Executor",
     "Failure",
@@ -38,6 +39,7 @@ __all__ = [
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+Device = Literal["cpu", "cuda"]
 NAMED_SHARDS = 10
 ERROR_TEXT_CHARS = 300
 RESUME_HINT = "Finished shards are kept: the same command tries only the failed ones again."
@@ -80,6 +82,11 @@ class Done(NamedTuple):
 
 class Executor(Protocol):
     """Something that can run tasks over numbers."""
+
+    @property
+    def device(self) -> Device | None:
+        """What workers elsewhere translate on; none: ask this machine."""
+        ...
 
     def run(self, task: Task[T], numbers: Sequence[int]) -> Iterator[tuple[int, T]]:
         """Run `task` on each number.
@@ -163,6 +170,11 @@ def chains_of(steps: Sequence[Step]) -> list[Chain]:
 
 class StepRunner(ABC):
     """What all executors do with work of one step."""
+
+    @property
+    def device(self) -> Device | None:
+        """See `Executor.device`."""
+        return None
 
     @abstractmethod
     def run_steps(self, steps: Sequence[Step]) -> Iterator[Done]:

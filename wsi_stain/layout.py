@@ -4,6 +4,7 @@ In: output folder, slide name, marker. Out: paths. Not here: writing (but left-o
 
 ```
 out/<slide>_<marker>.ome.tiff                      or .ome.zarr
+out/<slide>_<marker>_uncertainty.ome.tiff          where several seeds were asked for
 out/<slide>_<marker>.geojson
 out/<slide>_<marker>.run/   manifest.json  lock  store/  he/  report/  tiles.csv  qupath.groovy
                             missing.csv
@@ -27,6 +28,7 @@ __all__ = ["RunFiles", "find_run"]
 OUTPUT_SUFFIX = ".ome.tiff"
 OUTPUT_SUFFIXES = {"ome-tiff": OUTPUT_SUFFIX, "ome-zarr": ".ome.zarr"}  # by format
 RUN_SUFFIX = ".run"
+UNCERTAINTY_SUFFIX = "_uncertainty.ome.tiff"
 NAME_MAX_BYTES = 120
 SLUG_MAX_CHARS = 40
 
@@ -97,6 +99,11 @@ class RunFiles:
         return self.folder / "he"
 
     @property
+    def uncertainty(self) -> Path:
+        """The spread over seeds, as a pyramid of its own."""
+        return self.output.with_name(f"{self.name}{UNCERTAINTY_SUFFIX}")
+
+    @property
     def geojson(self) -> Path:
         """What QuPath shows over the pyramid."""
         return self.output.with_name(f"{self.name}.geojson")
@@ -148,7 +155,7 @@ class RunFiles:
                 shutil.rmtree(self.discarded)
             beside = [
                 path
-                for made in (self.output, self.geojson)
+                for made in (self.output, self.geojson, self.uncertainty)
                 for path in made.parent.glob(f"{glob.escape(made.name)}*{PART_SUFFIX}")
             ]
             inside = [

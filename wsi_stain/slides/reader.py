@@ -99,7 +99,8 @@ class LevelReader:
         self._opened = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None, "missing": {}}
+        # It may be opened by a process that works in another folder.
+        return {**self.__dict__, "_path": self._path.absolute(), "_opened": None, "missing": {}}
 
 
 class OpenedSlide:

@@ -27,6 +27,8 @@ from wsi_stain.stages.keys import he_key
 from wsi_stain.stages.run import Run, one_at_a_time
 from wsi_stain.translate.bundle import count_cuda_devices
 
+RECORDED = ("device", "workers", "executor", "memory_limit_mb", "attempts")
+
 __all__ = ["begin", "cuda_devices", "prepare"]
 
 
@@ -35,8 +37,10 @@ def prepare(plan: SlidePlan, out: Path, config: RunConfig) -> RunFiles:
     files = RunFiles.of(out, plan.source.path, plan.spec.marker, config.write.format)
     if files.output.is_dir() and config.write.format == "ome-tiff":
         raise OutputError(f"{files.output} is a folder.", hint="Choose another one: --out DIR.")
-    if files.output.exists() and not _may_replace(plan, files, config):
-        raise OutputError(f"{files.output} exists already.", hint="Use --overwrite to replace it.")
+    for output in (files.output, files.uncertainty):
+        # A spread that belongs to another picture would be taken for this one's.
+        if output.exists() and not _may_replace(plan, files, config):
+            raise OutputError(f"{output} exists already.", hint="Use --overwrite to replace it.")
     memory_bytes = config.cluster.memory_limit_mb * 2**20 or int(0.75 * machine_bytes())
     there = next(path for path in files.folder.absolute().parents if path.exists())
     check(plan.projection, PlanLimits(memory_bytes, shutil.disk_usage(there).free))
@@ -101,7 +105,9 @@ def _may_replace(plan: SlidePlan, files: RunFiles, config: RunConfig) -> bool:
 def _settings(config: RunConfig) -> dict[str, Any]:
     """Give the settings for the record, as JSON gives them back, without the user's folders."""
     settings: dict[str, Any] = json.loads(msgspec.json.encode(config))
-    return settings | {"bundle": Path(config.bundle).name}
+    # Which hosts did it, and where their keys lie, is no matter of the picture.
+    cluster = {name: settings["cluster"][name] for name in RECORDED}
+    return settings | {"bundle": Path(config.bundle).name, "cluster": cluster}
 
 
 def cuda_devices(config: ClusterConfig) -> int:
