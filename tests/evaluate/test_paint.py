@@ -21,12 +21,13 @@ from wsi_stain.evaluate.pairs import Subject, find_images, load_subject
 from wsi_stain.evaluate.recipe import EvaluateConfig, NullRow
 from wsi_stain.evaluate.sheet import read_picture
 from wsi_stain.pipeline import translate_slide
-from wsi_stain.stain.density import is_stained, rgb_to_od
+from wsi_stain.stain.density import dab_od, is_stained, lay_glass, rgb_to_od
 from wsi_stain.translate.bundle import ModelBundle, load_bundle, save_nets
 from wsi_stain.translate.networks import ScoreNet
 
 Rgb8 = npt.NDArray[np.uint8]
 TILE_PX = 128
+ROWS: tuple[NullRow, NullRow] = ("null-recolor", "null-blur")
 BOX = (slice(250, 570), slice(150, 470))  # 320 px: three tiles of 128 px, 32 px shared
 
 
@@ -79,7 +80,7 @@ def settings(image: Path, variant: dict[str, Any] | None = None, **more: Any) ->
 
 def paint(config: EvaluateConfig, bundle: ModelBundle) -> Rgb8:
     subject = load_subject(find_images(config)[0], bundle.spec.mpp, config)
-    return ModelPainter.of(config.variants[0], bundle, config).paint(subject)
+    return ModelPainter.of(config.variants[0], bundle, config).paint(subject).picture
 
 
 def test_image_is_painted_as_a_slide_is_translated(
@@ -123,6 +124,33 @@ def test_crop_lies_in_the_image_as_the_whole_does(bundle: ModelBundle, image: Pa
 def test_small_crop_sees_its_surroundings(bundle: ModelBundle, image: Path) -> None:
     small = paint(settings(image, crop_px=64), bundle)
     assert small.shape == (64, 64, 3)
+
+
+def test_seams_bare_picture_and_spread_come_with_the_picture(
+    bundle: ModelBundle, image: Path
+) -> None:
+    sample = {"guided": False, "steps": 2, "seeds": 2}
+    config = settings(image, {"sample": sample}, crop_px=TILE_PX + 96)
+    subject = load_subject(find_images(config)[0], bundle.spec.mpp, config)
+    made = ModelPainter.of(config.variants[0], bundle, config).paint(subject)
+    assert [(lines.columns, lines.rows) for lines in made.seams] == [
+        ((96,), (96,)),
+        ((128,), (128,)),
+    ]
+    assert made.seams[0].stride_px == 96
+    he = subject.cut(subject.he)
+    laid = lay_glass(made.bare, he, subject.glass.rgb, bundle.spec.color.white)
+    np.testing.assert_array_equal(laid[:80, :80], made.picture[:80, :80])
+    single = paint(settings(image, crop_px=TILE_PX + 96), bundle)
+    np.testing.assert_array_equal(single, made.picture)
+    assert made.sd is not None
+    other = paint(settings(image, {"seed": 1}, crop_px=TILE_PX + 96), bundle)
+    direct = np.abs(dab_od(single) - dab_od(other)) / np.sqrt(2.0)
+    np.testing.assert_allclose(made.sd[:90, :90], direct[:90, :90], atol=0.0026)
+    alone = settings(image, crop_px=TILE_PX)
+    subject = load_subject(find_images(alone)[0], bundle.spec.mpp, alone)
+    made = ModelPainter.of(alone.variants[0], bundle, alone).paint(subject)
+    assert (made.seams, made.sd) == ((), None)
 
 
 def test_seed_and_start_image_change_the_picture(bundle: ModelBundle, image: Path) -> None:
@@ -190,13 +218,13 @@ def subject(image: Path) -> Subject:
 
 def test_source_row_is_the_he_with_its_own_white(subject: Subject) -> None:
     painter = null("source")
-    np.testing.assert_array_equal(painter.paint(subject), subject.he)
+    np.testing.assert_array_equal(painter.paint(subject).picture, subject.he)
     assert painter.white(subject) == subject.glass.rgb
     assert painter.facts() == {}, "neither palette nor blur decide it"
 
 
 def test_recolor_row_takes_the_palettes_colors_and_keeps_glass(subject: Subject) -> None:
-    made = null("null-recolor").paint(subject)
+    made = null("null-recolor").paint(subject).picture
     tissue = is_stained(subject.he, subject.glass.rgb, 0.4)
     ours = rgb_to_od(made[tissue], TARGET).mean(axis=0)
     theirs = rgb_to_od(palette(), TARGET).mean(axis=0)
@@ -207,7 +235,7 @@ def test_recolor_row_takes_the_palettes_colors_and_keeps_glass(subject: Subject)
 
 
 def test_blur_row_is_the_recolored_one_with_less_detail(subject: Subject) -> None:
-    sharp, soft = null("null-recolor").paint(subject), null("null-blur").paint(subject)
+    sharp, soft = (null(row).paint(subject).picture for row in ROWS)
     # Glass is laid over after the blur, so they agree where no glass is within its reach.
     stained = is_stained(subject.he, subject.glass.rgb, 0.3).astype(np.uint8)
     inside = cv2.erode(stained, np.ones((25, 25))) > 0
@@ -217,7 +245,7 @@ def test_blur_row_is_the_recolored_one_with_less_detail(subject: Subject) -> Non
 
 
 def test_mean_row_is_flat_in_tissue(subject: Subject) -> None:
-    made = null("null-mean").paint(subject)
+    made = null("null-mean").paint(subject).picture
     tissue = cv2.erode(
         is_stained(subject.he, subject.glass.rgb, 0.4).astype(np.uint8), np.ones((11, 11))
     )

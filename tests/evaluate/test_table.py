@@ -12,13 +12,15 @@ import pytest
 
 from wsi_stain.errors import OutputError
 from wsi_stain.evaluate.rows import Row, append_row, picture_path, read_rows, write_rows
-from wsi_stain.evaluate.scores import PAIRED, UNPAIRED
+from wsi_stain.evaluate.scores import MAKING, PAIRED, UNPAIRED
 from wsi_stain.evaluate.sheet import GAP_PX, HEAD_PX, draw_sheet, read_picture, write_picture
 from wsi_stain.evaluate.table import Cell, cells, scopes, table_csv, table_markdown
 
 
 def row(method: str, image: str, slide: str, scores: dict[str, Any], paired: bool = False) -> Row:
-    names = [*UNPAIRED, *(PAIRED if paired else ()), *(f"ref_{n}" for n in UNPAIRED if paired)]
+    names = [*UNPAIRED, *MAKING]
+    if paired:
+        names += [*PAIRED, *(f"ref_{name}" for name in UNPAIRED)]
     return Row(
         key=f"{method} {image}",
         method=method,

@@ -40,7 +40,7 @@ from wsi_stain.evaluate.pairs import (
 )
 from wsi_stain.evaluate.recipe import EvaluateConfig
 from wsi_stain.evaluate.rows import Row, append_row, picture_path, read_rows, write_rows
-from wsi_stain.evaluate.scores import score_picture
+from wsi_stain.evaluate.scores import score_making, score_picture
 from wsi_stain.evaluate.sheet import draw_sheet, write_picture
 from wsi_stain.evaluate.table import cells, scopes, table_csv, table_markdown
 from wsi_stain.files import atomic_write_bytes
@@ -178,8 +178,10 @@ def _judge(bench: Bench, painter: Painter, subject: Subject, key: str, out: Path
     painted = painter.paint(subject)
     seconds = time.monotonic() - began_s
     file, crop, glass = subject.file, subject.crop, subject.reference_glass
-    write_picture(picture_path(out, file.name, painter.name), painted)
-    scores = score_picture(painted, painter.white(subject), subject, bench.config.positive_od)
+    write_picture(picture_path(out, file.name, painter.name), painted.picture)
+    white = painter.white(subject)
+    scores = score_picture(painted.picture, white, subject, bench.config.positive_od)
+    scores |= score_making(painted, white, subject)
     return Row(
         key=key,
         method=painter.name,

@@ -34,7 +34,7 @@ __all__ = [
     "whitespace_error",
 ]
 
-METRIC_VERSION = 2  # 2: nuclei by blob response
+METRIC_VERSION = 3  # 2: nuclei by blob response; 3: bare white error, seams, spread
 
 Rgb8 = NDArray[np.uint8]
 Doubles = NDArray[np.float64]

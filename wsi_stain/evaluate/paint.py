@@ -1,6 +1,6 @@
 """Ways to paint one image: the model as a variant runs it, and the null rows it must beat.
 
-In: a `Subject`. Out: uint8 RGB of its crop. Not here: metrics, files.
+In: a `Subject`. Out: uint8 RGB of its crop, and how it was made. Not here: metrics, files.
 
 The model's way is that of a slide: color fitted once on the whole image, tiles that share their
 edges, noise by place, feathered. Only the store and the workers between are left out.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -19,22 +19,46 @@ from numpy.typing import NDArray
 from wsi_stain.config import Rgb, resolve_sampling
 from wsi_stain.errors import NoTissueError
 from wsi_stain.evaluate.metrics_null import fit_recolor, null_blur, null_mean, null_recolor
+from wsi_stain.evaluate.metrics_seam import BorderLines
 from wsi_stain.evaluate.pairs import Subject
 from wsi_stain.evaluate.recipe import EvaluateConfig, NullRow, Variant, vary_spec
 from wsi_stain.geometry import Scale
 from wsi_stain.slides.mask import TissueMask
 from wsi_stain.slides.plan import TileGrid, plan_tiles
 from wsi_stain.stain.density import is_stained, lay_glass
+from wsi_stain.stain.spread import OD_PER_LEVEL, spread_levels
 from wsi_stain.translate.bundle import ModelBundle
 from wsi_stain.translate.fit import ColorFit, fit_pictures
 from wsi_stain.translate.worker import TranslateTask, translate_tiles
 from wsi_stain.write.stitch import stitch_bands
 
-__all__ = ["ModelPainter", "NullPainter", "Painter", "translate_picture"]
+__all__ = ["ModelPainter", "NullPainter", "Painted", "Painter", "translate_picture"]
 
 Rgb8 = NDArray[np.uint8]
 
 NULL_FIT_PIXELS = 100_000
+
+
+class Painted(NamedTuple):
+    """A painted crop, before JPEG.
+
+    Attributes
+    ----------
+    picture
+        uint8 (h, w, 3).
+    bare
+        The same before glass was laid over it.
+    seams
+        Where tiles meet: the lines where their strips begin, and where they end. Empty for a
+        single tile.
+    sd
+        float32 (h, w), sd of DAB OD over seeds; None where there was one.
+    """
+
+    picture: Rgb8
+    bare: Rgb8
+    seams: tuple[BorderLines, ...] = ()
+    sd: NDArray[np.float32] | None = None
 
 
 class Painter(Protocol):
@@ -54,8 +78,8 @@ class Painter(Protocol):
     def facts(self) -> dict[str, Any]:
         """Tell all settings that decide the picture, as plain JSON types."""
 
-    def paint(self, subject: Subject) -> Rgb8:
-        """Paint the crop: uint8 (h, w, 3)."""
+    def paint(self, subject: Subject) -> Painted:
+        """Paint the crop."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +134,7 @@ class ModelPainter:
         solver, guidance = resolve_sampling(spec, self.variant.sample)
         return {
             "seed": self.seed,
+            "seeds": self.variant.sample.seeds,
             "start_image": self.variant.sample.start_image or spec.start_image,
             "solver": msgspec.to_builtins(solver),
             "guidance": msgspec.to_builtins(guidance),
@@ -139,7 +164,7 @@ class ModelPainter:
                 raise NoTissueError(text, hint="Leave this image out.") from error
         return subject.fits[kind]
 
-    def paint(self, subject: Subject) -> Rgb8:
+    def paint(self, subject: Subject) -> Painted:
         """Translate the crop."""
         return translate_picture(self, subject, self.fit(subject))
 
@@ -188,13 +213,13 @@ class NullPainter:
             facts["blur_px"] = self.blur_px
         return facts
 
-    def paint(self, subject: Subject) -> Rgb8:
+    def paint(self, subject: Subject) -> Painted:
         """Paint the crop; glass is laid over it as over the model's output."""
         he = subject.cut(subject.he)
         if self.row == "source":
-            return he.copy()
-        picture = self._bare(subject, he)
-        return lay_glass(picture, he, subject.glass.rgb, self.target_white)
+            return Painted(he.copy(), he)
+        bare = self._bare(subject, he)
+        return Painted(lay_glass(bare, he, subject.glass.rgb, self.target_white), bare)
 
     def _bare(self, subject: Subject, he: Rgb8) -> Rgb8:
         if self.row == "null-mean":
@@ -212,7 +237,7 @@ class NullPainter:
         return null_blur(picture, self.blur_px) if self.row == "null-blur" else picture
 
 
-def translate_picture(painter: ModelPainter, subject: Subject, fit: ColorFit) -> Rgb8:
+def translate_picture(painter: ModelPainter, subject: Subject, fit: ColorFit) -> Painted:
     """Translate a subject's crop in overlapping tiles, as a slide is.
 
     Parameters
@@ -226,8 +251,8 @@ def translate_picture(painter: ModelPainter, subject: Subject, fit: ColorFit) ->
 
     Returns
     -------
-    ndarray
-        uint8 (h, w, 3), the crop.
+    Painted
+        The crop.
     """
     spec, crop = painter.bundle.spec, subject.crop
     grid = _all_tiles(subject, spec.tile_px, painter.config.overlap_px)
@@ -248,9 +273,33 @@ def translate_picture(painter: ModelPainter, subject: Subject, fit: ColorFit) ->
         device=painter.config.device,
         key="",
     )
-    made = translate_tiles(painter.bundle, task, tiles, places_xy).ihc
-    red, green, blue = (round(level) for level in spec.color.white)
-    return np.concatenate(list(stitch_bands(grid, lambda i: made[i], (red, green, blue))))
+    made = translate_tiles(painter.bundle, task, tiles, places_xy)
+    spread = None
+    if made.sd is not None:
+        levels = np.repeat(spread_levels(made.sd)[..., None], 3, axis=-1)
+        spread = _stitch(grid, levels)[..., 0].astype(np.float32) * np.float32(OD_PER_LEVEL)
+    return Painted(_stitch(grid, made.ihc), _stitch(grid, made.bare), _seams(grid), spread)
+
+
+def _stitch(grid: TileGrid, tiles: Rgb8) -> Rgb8:
+    """Feather the tiles of a grid that has no gap."""
+    return np.concatenate(list(stitch_bands(grid, lambda index: tiles[index], (0, 0, 0))))
+
+
+def _seams(grid: TileGrid) -> tuple[BorderLines, ...]:
+    """List where the strips that two tiles share begin, and where they end."""
+    rows, columns = (sorted(set(side[side > 0].tolist())) for side in grid.rc.T)
+    if not rows and not columns:
+        return ()
+    stride_px = grid.stride_px
+    return tuple(
+        BorderLines(
+            columns=tuple(column * stride_px + shift_px for column in columns),
+            rows=tuple(row * stride_px + shift_px for row in rows),
+            stride_px=stride_px,
+        )
+        for shift_px in (0, grid.overlap_px)
+    )
 
 
 def _all_tiles(subject: Subject, tile_px: int, overlap_px: int) -> TileGrid:

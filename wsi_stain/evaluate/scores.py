@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_stain.config import Rgb
+from wsi_stain.errors import ConfigError
 from wsi_stain.evaluate.metrics import (
     hist_correlation,
     psnr,
@@ -21,10 +22,14 @@ from wsi_stain.evaluate.metrics import (
     whitespace_error,
 )
 from wsi_stain.evaluate.metrics_nuclei import MAX_MPP, labelling_index
+from wsi_stain.evaluate.metrics_seam import BorderLines, seam_ratio
+from wsi_stain.evaluate.metrics_spread import rank_error
 from wsi_stain.evaluate.metrics_stain import dab_p90, hue_of_positives, iod
+from wsi_stain.evaluate.paint import Painted
 from wsi_stain.evaluate.pairs import Subject
+from wsi_stain.stain.density import is_stained
 
-__all__ = ["PAIRED", "UNPAIRED", "Scores", "score_picture"]
+__all__ = ["MAKING", "PAIRED", "UNPAIRED", "Scores", "score_making", "score_picture"]
 
 Rgb8 = NDArray[np.uint8]
 Scores = dict[str, float | None]
@@ -41,6 +46,7 @@ UNPAIRED = (
     "iod",
     "miod",
 )
+MAKING = ("white_error_bare", "seam_ratio", "seam_ratio_he", "dab_sd", "sd_error_rho")
 PAIRED = ("psnr", "ssim", "ssim_box11", "vif", "hist")
 _SSIM_BOX_PX = 11
 _VIF_MIN_PX = 41
@@ -82,6 +88,54 @@ def score_picture(painted: Rgb8, white: Rgb, subject: Subject, positive_od: floa
     reference = subject.cut(subject.reference)
     theirs = _stain_scores(reference, subject.reference_glass.rgb, mpp, positive_od)
     return scores | _likeness(painted, reference) | {f"ref_{k}": v for k, v in theirs.items()}
+
+
+def score_making(painted: Painted, white: Rgb, subject: Subject) -> Scores:
+    """Measure what is lost once the picture is a file: its making.
+
+    Parameters
+    ----------
+    painted
+        As a painter gave it.
+    white
+        Its glass, grey levels.
+    subject
+        H&E, whites, an aligned reference where there is one.
+
+    Returns
+    -------
+    dict
+        `MAKING`. White error before glass is laid; seam ratio over tissue, mean of two sets of
+        lines, and that of the H&E at the same lines, none for a single tile: read them together,
+        since nuclei lie on some lines and not on others. With several seeds the mean sd of DAB OD
+        over tissue, and on aligned pairs its rank correlation with the error, see `rank_error`.
+    """
+    he = subject.cut(subject.he)
+    tissue = is_stained(he, subject.glass.rgb)
+    space = whitespace_error(painted.bare, he, white, subject.glass.rgb)
+    sd, rho = None, None
+    if painted.sd is not None and tissue.any():
+        sd = float(painted.sd[tissue].mean())
+        if subject.reference is not None and subject.file.group.aligned:
+            reference = subject.cut(subject.reference)
+            rho = rank_error(painted.sd, painted.picture, reference, tissue)
+    return {
+        "white_error_bare": space.error_fraction,
+        "seam_ratio": _seam_ratio(painted.picture, painted.seams, tissue),
+        "seam_ratio_he": _seam_ratio(he, painted.seams, tissue),
+        "dab_sd": sd,
+        "sd_error_rho": rho,
+    }
+
+
+def _seam_ratio(
+    picture: Rgb8, seams: tuple[BorderLines, ...], tissue: NDArray[np.bool_]
+) -> float | None:
+    try:
+        ratios = [seam_ratio(picture, lines, tissue, avoid=seams).ratio for lines in seams]
+    except ConfigError:  # no tissue on the borders, or a flat picture: there is no ratio
+        return None
+    return float(np.mean(ratios)) if ratios else None
 
 
 def _stain_scores(rgb: Rgb8, white: Rgb, mpp: float | None, positive_od: float) -> Scores:

@@ -21,7 +21,7 @@ from wsi_stain.evaluate.metrics import hist_pooled
 from wsi_stain.evaluate.metrics_null import Interval, bootstrap_interval
 from wsi_stain.evaluate.metrics_stain import dab_agreement, dab_kl
 from wsi_stain.evaluate.rows import Row, picture_path
-from wsi_stain.evaluate.scores import PAIRED, UNPAIRED
+from wsi_stain.evaluate.scores import MAKING, PAIRED, UNPAIRED
 from wsi_stain.evaluate.sheet import read_picture
 
 __all__ = ["Cell", "Scope", "cells", "scopes", "table_csv", "table_markdown"]
@@ -30,16 +30,26 @@ MIN_FOR_R = 5  # Pearson over fewer images says nothing
 READ_UNPAIRED = (
     "sobel_ssim",
     "white_error",
+    "white_error_bare",
+    "seam_ratio",
+    "seam_ratio_he",
     "hue_deg",
     "labelling_percent",
     "dab_p90",
     "miod",
+    "dab_sd",
+    "sd_error_rho",
 )
 READ_PAIRED = ("ssim", "vif", "hist", "psnr", "miod", "dab_p90", "labelling_percent")
 READ_SET = ("iod_deviation_percent", "dab_p90_mae", "dab_p90_r", "labelling_mae", "dab_kl")
 TITLES = {
     "sobel_ssim": "Sobel-SSIM to H&E",
     "white_error": "white error",
+    "white_error_bare": "the same, bare",
+    "seam_ratio": "seam ratio",
+    "seam_ratio_he": "of the H&E there",
+    "dab_sd": "sd over seeds",
+    "sd_error_rho": "rho of sd and error",
     "hue_deg": "hue of positives, deg",
     "labelling_percent": "labelling index, %",
     "dab_p90": "DAB p90",
@@ -127,7 +137,7 @@ def cells(scope: Scope, out: Path, seed: int) -> list[Cell]:
     list of Cell
         Metrics without any value are left out.
     """
-    metrics = [*UNPAIRED, *(PAIRED if scope.paired else ())]
+    metrics = [*UNPAIRED, *MAKING, *(PAIRED if scope.paired else ())]
     first = _of(scope, scope.methods[0])
     made = []
     for method in scope.methods:
