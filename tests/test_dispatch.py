@@ -24,7 +24,7 @@ import pytest
 from wsi_stain import dispatch
 from wsi_stain.cluster import visible_devices
 from wsi_stain.config import ClusterConfig
-from wsi_stain.dispatch import Executor, ShardsFailed, open_executor
+from wsi_stain.dispatch import Executor, ShardsFailed, Step, open_executor
 from wsi_stain.errors import DeviceError, SlideError, WsiStainError
 
 Kind = Literal["serial", "dask"]
@@ -238,11 +238,15 @@ def test_each_worker_sees_its_own_device_and_leaves_nothing_behind(
         time.sleep(0.05)
         return os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"]
 
-    with start(workers=0, devices=2) as executor:
-        found = {result for _, result in executor.run(task, range(12))}
+    with start(workers=0, devices=2, readers=1) as executor:
+        steps = [Step(name, task, range(12)) for name in ("fill", "translate")]
+        done = list(executor.run_steps(steps))
         assert len(os.listdir(tmp_path)) == 1
+    found = {one.result for one in done if one.step == "translate"}
     assert sorted(device for _, device in found) == ["4", "7"]
     assert len({pid for pid, _ in found}) == 2
+    # The third sees no device, and only reads.
+    assert {one.result[1] for one in done if one.step == "fill"} == {"4", "7", ""}
     assert not any(alive(pid) for pid, _ in found)
     assert os.listdir(tmp_path) == []
 

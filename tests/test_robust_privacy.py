@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import openslide
 import pytest
 import tifffile
+from PIL import Image
 
 from wsi_stain.cli import main
 from wsi_stain.config import BundleSpec
@@ -17,6 +19,7 @@ from wsi_stain.translate.bundle import save_nets
 
 Pixels = npt.NDArray[np.uint8]
 SECRETS = ("Doe^Jane", "ACC2024-9917", "BC4711", "11/21/24", "1971-03-02", "scanroom7", "Dr. Who")
+LABEL_RGB = (7, 131, 193)  # of label and macro: in no stain, no glass and no overlay of ours
 APERIO = (
     "Aperio Image Library v11.2.1\r\n550x420 (256x256) RGB|AppMag = 20|MPP = 0.5000|"
     "Filename = Doe^Jane|Barcode = BC4711|Accession = ACC2024-9917|Date = 11/21/24|"
@@ -51,14 +54,20 @@ def _write(path: Path, pixels: Pixels, description: str) -> None:
             extratags=[(315, "s", 0, "Dr. Who", True), (316, "s", 0, "scanroom7", True)],
         )
         if "Aperio" in description:
-            label = np.zeros((100, 120, 3), np.uint8)
-            tiff.write(label, description="Aperio\r\nlabel BC4711", metadata=None, subfiletype=1)
+            for name, kind in (("label", 1), ("macro", 9)):
+                picture = np.full((100, 120, 3), LABEL_RGB, np.uint8)
+                words = f"Aperio {SECRETS[2]}\r\n{name} 120x100"
+                tiff.write(picture, description=words, metadata=None, subfiletype=kind)
 
 
-@pytest.mark.parametrize(("name", "description"), [("a.svs", APERIO), ("a.ome.tiff", OME)])
-def test_identifiers_of_the_slide_are_in_no_output(
+@pytest.mark.parametrize(
+    ("name", "description", "flags"),
+    [("a.svs", APERIO, ()), ("a.ome.tiff", OME, ("--format", "ome-zarr"))],
+)
+def test_identifiers_of_the_slide_are_in_no_output(  # noqa: PLR0913 - fixtures
     name: str,
     description: str,
+    flags: tuple[str, ...],
     tmp_path: Path,
     he_pixels: Pixels,
     monkeypatch: pytest.MonkeyPatch,
@@ -68,21 +77,56 @@ def test_identifiers_of_the_slide_are_in_no_output(
     slides = tmp_path / "Doe^Jane"
     slides.mkdir()
     _write(slides / name, he_pixels[200:620, 150:700], description)
+    monkeypatch.setattr(openslide.OpenSlide, "associated_images", property(_never))
     bundle = tmp_path / "scanroom7" / "identity"
     save_nets(bundle, BundleSpec(name="identity", marker="Test", start_image="source"), {})
     recipe = tmp_path / "r.toml"
     recipe.write_text('[cluster]\nexecutor = "serial"\n')
     out = tmp_path / "out"
-    flags = ["--out", out, "--bundle", bundle, "--recipe", recipe, "--keep-store"]
-    monkeypatch.setattr(sys, "argv", ["wsi-stain", "translate", *map(str, (slides / name, *flags))])
-    main()
+    settings = ["--bundle", bundle, "--recipe", recipe, "--keep-store", "--allow-missing"]
+    caplog.set_level("DEBUG")
+
+    def type_in(*words: object) -> None:
+        monkeypatch.setattr(sys, "argv", ["wsi-stain", *map(str, words)])
+        main()
+
+    type_in("info", slides / name, "--json")
+    type_in("plan", slides / name, *settings[:4])
+    _spoil_a_tile(slides / name)
+    type_in("translate", slides / name, "--out", out, *settings, *flags)
+    type_in("report", out / "a_test.run")
+    type_in("quantify", *out.glob("a_test.ome.*"), "--out", out / "quantity")
     said = "".join(capfd.readouterr()) + caplog.text
     made = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    assert {"a_test.ome.tiff", "manifest.json", "grid.json"} <= {path.name for path in made}
+    kinds = {path.suffix for path in made}
+    assert {".json", ".geojson", ".groovy", ".csv", ".html", ".png", ".jpg", ".npy"} <= kinds
+    assert {"manifest.json", "missing.csv", "zarr.json"} <= {path.name for path in made}
     assert found(made, said) == []
+    for path in (path for path in made if path.suffix in (".png", ".jpg")):
+        assert not _shows_label(path), path
     # The search itself must be able to find: the slide has them all.
     slide = {slides / name: (slides / name).read_bytes()}
     assert {secret for _, secret in found(slide, "")} >= set(SECRETS)
+
+
+def _never(self: openslide.OpenSlide) -> None:
+    raise AssertionError("label and macro were asked for")
+
+
+def _spoil_a_tile(path: Path) -> None:
+    """Break a tile: what is said of it must name no path either."""
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages.first
+        at, length = page.dataoffsets[1], page.databytecounts[1]
+    data = bytearray(path.read_bytes())
+    data[at : at + length] = bytes(length)
+    path.write_bytes(data)
+
+
+def _shows_label(path: Path) -> bool:
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    return bool((np.abs(pixels - LABEL_RGB).max(axis=-1) < 12).any())
 
 
 def found(files: dict[Path, bytes], said: str) -> list[tuple[str, str]]:

@@ -39,6 +39,7 @@ STAGE_NAMES = {
     "translate": "translate",
     "write": "stitch and write",
     "validate": "validate",
+    "uncertainty": "write uncertainty",
     "annotate": "outline for QuPath",
     "quantify": "measure stain",
     "report": "report",
@@ -184,6 +185,7 @@ def plan_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("slide", slide),
         ("model", str(facts["bundle"])),
         ("plan", f"{facts['tiles'].replace(' of ', ' tiles of ', 1)} -> {out}"),
+        *([("seeds", str(facts["seeds"]))] if "seeds" in facts else []),
         ("needs", needs),
     ]
 

@@ -125,9 +125,10 @@ class DaskExecutor(StepRunner):
 
     def _send(self, task: Task[Any], name: str) -> None:
         """Give a task to all workers; a worker that dies in between breaks one attempt."""
+        carrier = _carrier(task, ours=not self._crew.is_remote)
         for last in (False, False, True):
             try:
-                self._client.register_plugin(_carrier(task), name=name)
+                self._client.register_plugin(carrier, name=name)
             except OSError as error:
                 if last:
                     raise DeviceError(f"The task cannot be sent to workers: {error}.") from error
@@ -303,7 +304,7 @@ def _introduce(
     return __version__, count_devices(config)
 
 
-def _carrier(task: Callable[[int], Any]) -> Any:
+def _carrier(task: Callable[[int], Any], *, ours: bool) -> Any:
     """Wrap a task so that each worker gets it once; a restarted worker gets it again."""
     import signal
     import threading
@@ -316,8 +317,9 @@ def _carrier(task: Callable[[int], Any]) -> Any:
 
         def setup(self, worker: Worker) -> None:
             self.turn = threading.Lock()
-            # Ctrl-C reaches the whole process group; only the main process answers to it.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            if ours:
+                # Ctrl-C reaches the whole process group; only the main process answers to it.
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     return Carrier()
 

@@ -39,7 +39,7 @@ __all__ = [
 MANIFEST_SCHEMA = 1
 ARCHIVE_FILE = "archive.json"
 DAMAGED_HINT = "Delete it and run wsi-stain translate again: finished shards are kept."
-RECORDABLE = frozenset({"stain", "devices", "flags", "notes"})
+RECORDABLE = frozenset({"stain", "devices", "flags", "notes", "tiles"})
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=False):
     versions: dict[str, str]
     stages: list[StageRecord] = []
     outputs: list[OutputRecord] = []
+    tiles: dict[str, Any] = {}  # scores over all tiles: median, worst, limits, how many flagged
     flags: list[str] = []  # doubts about this result, for a machine
     notes: list[str] = []  # remarks for a person
 
@@ -275,7 +276,7 @@ class RunManifest:
         )
 
     def record(self, **facts: Any) -> None:
-        """Set fields that become known during the run: stain, devices, flags, notes.
+        """Set fields that become known during the run: stain, devices, flags, notes, tiles.
 
         Raises
         ------

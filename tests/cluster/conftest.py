@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from wsi_stain.cluster.credentials import new_credentials
 from wsi_stain.cluster.quiet import as_environment, dask_settings
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -112,15 +113,9 @@ def children(pid: int) -> list[psutil.Process]:
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Files of one authority: ca, cert, key (mode 600)."""
-    from distributed import Security  # noqa: PLC0415 - only where it is used
-
-    made = Security.temporary().get_tls_config_for_role("client")
     folder = tmp_path_factory.mktemp("tls")
-    paths = {name: folder / f"{name}.pem" for name in ("ca", "cert", "key")}
-    for name, key in (("ca", "ca_file"), ("cert", "cert"), ("key", "key")):
-        paths[name].touch(mode=0o600)
-        paths[name].write_text(made[key])
-    return paths
+    new_credentials(folder)
+    return {name: folder / f"{name}.pem" for name in ("ca", "cert", "key")}
 
 
 @pytest.fixture

@@ -35,7 +35,6 @@ from wsi_stain.translate.networks import ScoreNet
 
 FORMATS = ("ome-tiff", "ome-zarr")
 MOMENTS = ("any", "any", "any", "picture begun", "named")
-DASK_EVERY = 8  # rounds; its workers start anew in each run, which takes most of the time
 MOST_KILLS = 3  # of one output
 LIMIT_S = 600.0
 
@@ -161,10 +160,10 @@ class Tally:
     rounds: int = 0
 
 
-def kill_run(yard: Yard, rng: random.Random, kills: int, number: int, tally: Tally) -> None:
+def kill_run(yard: Yard, rng: random.Random, kills: int, executor: str, tally: Tally) -> None:
     """Do one round on an output that nobody has written to yet."""
+    number = tally.rounds
     pyramid = FORMATS[number % 2]
-    executor = "dask" if number % DASK_EVERY == DASK_EVERY - 1 else "serial"
     out = yard.folder / f"out-{number}"
     files = yard.files(out, pyramid)
     straight = yard.files(yard.folder / f"straight-{pyramid}", pyramid).output
@@ -187,7 +186,7 @@ def kill_run(yard: Yard, rng: random.Random, kills: int, number: int, tally: Tal
             tally.faults.append(f"round {number}: torn after a kill at '{name}'")
     tally.faults += [f"round {number}: {fault}" for fault in finish(yard, files, executor, whole)]
     tally.rounds += 1
-    sys.stdout.write(f"run {number}: {dict(tally.kills)}, {len(tally.faults)} faults\n")
+    sys.stdout.write(f"run {number}: {tally.kills.total()} kills, faults: {tally.faults}\n")
     sys.stdout.flush()
 
 
@@ -218,6 +217,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--dask-every", type=int, default=8, help="rounds; its workers take long to start; 0: none"
+    )
     arguments = parser.parse_args()
     rng, tally = random.Random(arguments.seed), Tally(Counter(), [])  # noqa: S311
     with tempfile.TemporaryDirectory(prefix="kill-") as folder:
@@ -229,7 +231,9 @@ def main() -> int:
         while tally.kills.total() < arguments.kills and len(tally.faults) < 10:
             left = arguments.kills - tally.kills.total()
             kills = min(left, rng.randint(1, MOST_KILLS))
-            kill_run(yard, rng, kills, tally.rounds, tally)
+            every = arguments.dask_every
+            executor = "dask" if every and tally.rounds % every == every - 1 else "serial"
+            kill_run(yard, rng, kills, executor, tally)
     for what, count in sorted(tally.kills.items()):
         sys.stdout.write(f"{count:4d}  {what}\n")
     for fault in tally.faults:

@@ -60,7 +60,7 @@ def test_batch_halves_and_tiles_stay_within_one_grey_level(
     bundle = load_bundle(str(tiny_bundle), torch.device("cpu"))
     he = np.random.default_rng(0).integers(60, 190, (5, 96, 96, 3)).astype(np.uint8)
     places = np.array([[64 * i, 0] for i in range(5)], np.int64)
-    whole = translate_tiles(bundle, task, he, places)
+    whole = translate_tiles(bundle, task, he, places).ihc
     seen: list[int] = []
     inner = ScoreNet.inner
 
@@ -72,7 +72,7 @@ def test_batch_halves_and_tiles_stay_within_one_grey_level(
 
     monkeypatch.setattr(ScoreNet, "inner", tight)
     headroom = Headroom(4)
-    made = translate_tiles(bundle, task, he, places, headroom)
+    made = translate_tiles(bundle, task, he, places, headroom).ihc
     assert headroom.batch_tiles == 1
     assert seen[:3] == [4, 2, 1]
     assert set(seen[3:]) == {1}, "what did not fit once is not tried again"

@@ -3,26 +3,24 @@
 In: an address, certificates. Out: a `Crew`. Not here: who started them; rules of the address,
 which are in `config`.
 
-A client and a scheduler run each other's code. So across hosts both prove who they are, by TLS with
-certificates of one authority; the private key must be ours alone.
+A client and a scheduler run each other's code: see `credentials`.
 """
 
 from __future__ import annotations
 
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wsi_stain.cluster.credentials import given_credentials
 from wsi_stain.cluster.crew import GPU, Crew, gpu_places
 from wsi_stain.cluster.quiet import quiet_logs
 from wsi_stain.config import ClusterConfig
-from wsi_stain.errors import ConfigError, DeviceError
+from wsi_stain.errors import DeviceError
 
 if TYPE_CHECKING:
-    from distributed import Client, Security
+    from distributed import Client
 
 __all__ = ["address_crew", "wait_for_workers"]
 
@@ -48,7 +46,7 @@ def address_crew(config: ClusterConfig) -> Iterator[Crew]:
     """
     from distributed import Client
 
-    security = _security(config)
+    security = given_credentials(config)
     with quiet_logs():
         try:
             client = Client(config.scheduler, security=security, timeout=CONNECT_S)
@@ -88,30 +86,6 @@ def wait_for_workers(client: Client, wait_s: float, where: str) -> list[dict[str
             )
         time.sleep(LOOK_S)
     return list(workers.values())
-
-
-def _security(config: ClusterConfig) -> Security | None:
-    """Load the certificates; none for plain TCP."""
-    from distributed import Security
-
-    if not config.scheduler.startswith("tls://"):
-        return None
-    for name in (config.tls_ca, config.tls_cert, config.tls_key):
-        try:
-            mode = Path(name).stat().st_mode
-        except OSError as error:
-            raise ConfigError(f"TLS file {name} cannot be read: {error.strerror}.") from error
-        if name == config.tls_key and stat.S_IMODE(mode) & 0o077:
-            raise ConfigError(
-                f"The TLS key {name} can be read by others (mode {stat.S_IMODE(mode):o}).",
-                hint=f"chmod 600 {name}",
-            )
-    return Security(
-        tls_ca_file=config.tls_ca,
-        tls_client_cert=config.tls_cert,
-        tls_client_key=config.tls_key,
-        require_encryption=True,
-    )
 
 
 def _reason(error: BaseException) -> str:

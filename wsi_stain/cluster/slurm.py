@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi_stain.cluster.address import wait_for_workers
+from wsi_stain.cluster.credentials import new_credentials
 from wsi_stain.cluster.crew import GPU, Crew, gpu_places
 from wsi_stain.cluster.quiet import as_environment, dask_settings, quiet_logs, thread_environment
 from wsi_stain.config import ClusterConfig, SlurmConfig
@@ -133,11 +134,10 @@ def _settings(folder: str) -> dict[str, Any]:
 
 def _start(config: ClusterConfig, folder: Path, settings: dict[str, Any]) -> SLURMCluster:
     from dask_jobqueue import SLURMCluster
-    from distributed import Security
 
     try:
         cluster = SLURMCluster(
-            **_job(config, folder, settings, Security.temporary()),
+            **_job(config, settings, new_credentials(folder)),
             silence_logs=logging.CRITICAL,
             scheduler_options=_scheduler_options(config.slurm),
         )
@@ -169,9 +169,7 @@ def _scheduler_options(slurm: SlurmConfig) -> dict[str, Any]:
     }
 
 
-def _job(
-    config: ClusterConfig, folder: Path, settings: dict[str, Any], security: Security
-) -> dict[str, Any]:
+def _job(config: ClusterConfig, settings: dict[str, Any], security: Security) -> dict[str, Any]:
     """Say what a job asks for, and how its worker is started."""
     slurm = config.slurm
     local = as_environment(settings | {"temporary-directory": slurm.scratch})
@@ -189,7 +187,6 @@ def _job(
         "walltime": f"{slurm.walltime_min // 60:02}:{slurm.walltime_min % 60:02}:00",
         "protocol": "tls://",
         "security": security,
-        "shared_temp_directory": str(folder),
         "local_directory": slurm.scratch,
         "log_directory": str(_logs(slurm)),
         "python": shlex.quote(sys.executable),

@@ -17,6 +17,7 @@ from wsi_stain.files import atomic_write_bytes, remove_any
 from wsi_stain.geometry import Region, Scale, Size
 
 __all__ = [
+    "UNDECODABLE",
     "Cell",
     "MissingTile",
     "TileError",
@@ -27,6 +28,7 @@ __all__ = [
     "write_table",
 ]
 
+UNDECODABLE = "cannot be decoded"
 COLUMNS = ("level", "row", "column", "x_px_l0", "y_px_l0", "width_px_l0", "height_px_l0", "reason")
 
 
@@ -49,7 +51,7 @@ class MissingTile(NamedTuple):
     region_l0
         Its place in the slide's frame, level-0 px; may reach over its edges.
     reason
-        What the decoder said, one line.
+        Why, in our own words: a library's may name paths.
     """
 
     level: int
@@ -72,11 +74,22 @@ class TileError(SlideError):
     reason: str = ""
 
 
-def tile_error(path: Path | str, cell: Cell, reason: str) -> TileError:
-    """Word an error for a tile: slide, level, tile, and the flag that goes on without it."""
+def tile_error(path: Path | str, cell: Cell, reason: str, said: str = "") -> TileError:
+    """Word an error for a tile: slide, level, tile, and the flag that goes on without it.
+
+    Parameters
+    ----------
+    path, cell
+        Slide and tile.
+    reason
+        In our words: goes into records.
+    said
+        In a library's words, which may quote paths and tags: goes no further than the terminal.
+    """
+    details = f" ({' '.join(said.split())[:200].rstrip('.')})" if said else ""
     error = TileError(
         f"Slide {path} is damaged: level {cell.level}, tile in row {cell.row} and column "
-        f"{cell.column}, at {cell.region.x_px}, {cell.region.y_px} px: {reason.rstrip('.')}.",
+        f"{cell.column}, at {cell.region.x_px}, {cell.region.y_px} px: {reason}{details}.",
         hint="Copy the slide again; or leave such tiles as background and have them listed: "
         "wsi-stain translate SLIDE --allow-missing",
     )

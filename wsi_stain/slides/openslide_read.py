@@ -19,7 +19,7 @@ from PIL import Image, ImageCms
 
 from wsi_stain.errors import SlideError
 from wsi_stain.geometry import Region, Size
-from wsi_stain.slides.missing import Cell, cells_of, tile_error
+from wsi_stain.slides.missing import UNDECODABLE, Cell, cells_of, tile_error
 from wsi_stain.slides.pixel_size import PixelSize, from_power, from_resolution
 from wsi_stain.slides.slide_facts import (
     Backend,
@@ -144,7 +144,7 @@ class OpenSlideBackend:
                 pixels = self._read_rgba(level, part)
             except openslide.OpenSlideError as error:
                 self._reopen()
-                raise tile_error(self._path, cell, _one_line(error)) from error
+                raise tile_error(self._path, cell, UNDECODABLE, _one_line(error)) from error
             picture.paste(pixels, (part.x_px - region.x_px, part.y_px - region.y_px))
         return self._on_background(picture)
 

@@ -6,6 +6,7 @@ The only door to zarr. Layout of a store:
 
     grid.json, grid.npy      the grid: change it and the work is void
     he/, ihc/                zarr v3 arrays uint8 (N, t, t, 3): a chunk is a tile, a file a shard
+    sd/                      the same, uint8 (N, t, t, 1): spread over seeds, where it was asked for
     done/he/000007.json      made after the shard is safe on disk: key, bytes, SHA-256, facts
 """
 
@@ -28,8 +29,9 @@ from wsi_stain.slides.slide_facts import Pixels
 
 __all__ = ["ARRAYS", "ArrayName", "PatchStore"]
 
-ArrayName = Literal["he", "ihc"]
-ARRAYS: tuple[ArrayName, ...] = ("he", "ihc")
+ArrayName = Literal["he", "ihc", "sd"]
+ARRAYS: tuple[ArrayName, ...] = ("he", "ihc", "sd")
+CHANNELS = {"he": 3, "ihc": 3, "sd": 1}
 # What zarr makes of metadata that are not there, cut or changed.
 _DAMAGE = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 _OWN_NAMES = frozenset({*ARRAYS, "done", "grid.json", "grid.npy"})
@@ -96,23 +98,18 @@ class PatchStore:
         return cls(path)
 
     def write(
-        self,
-        name: ArrayName,
-        shard: int,
-        tiles: Pixels,
-        key: str,
-        facts: Any = None,
+        self, name: ArrayName, shard: int, tiles: Pixels, key: str, facts: Any = None
     ) -> None:
         """Write a shard, and mark it done once it is safe.
 
         Parameters
         ----------
         name
-            "he" or "ihc".
+            "he", "ihc" or "sd".
         shard
             Its number.
         tiles
-            uint8 (n, t, t, 3), all tiles of the shard.
+            uint8 (n, t, t, 3), of "sd" (n, t, t, 1): all tiles of the shard.
         key
             Identity of the settings that made them; another key makes the shard pending.
         facts
@@ -124,7 +121,7 @@ class PatchStore:
             Wrong shape, or the disk refuses.
         """
         indexes = self.grid.shard(shard)
-        expected = (len(indexes), self.grid.tile_px, self.grid.tile_px, 3)
+        expected = (len(indexes), *_tile_shape(name, self.grid))
         if tiles.shape != expected or tiles.dtype != np.uint8:
             raise OutputError(
                 f"Store {self.path}: shard {shard} of {name} takes uint8 {expected}, "
@@ -147,7 +144,7 @@ class PatchStore:
             raise cannot_write(self.path, error, what) from error
 
     def read(self, name: ArrayName, shard: int) -> Pixels:
-        """Read a shard, uint8 (n, t, t, 3); the last may be short.
+        """Read a shard, uint8 (n, t, t, 3 or 1); the last may be short.
 
         Raises
         ------
@@ -158,7 +155,7 @@ class PatchStore:
         return self._get(name, shard, slice(indexes.start, indexes.stop))
 
     def read_tile(self, name: ArrayName, index: int) -> Pixels:
-        """Read one tile, uint8 (t, t, 3).
+        """Read one tile, uint8 (t, t, 3 or 1).
 
         Raises
         ------
@@ -275,12 +272,12 @@ def _digest_of(header: Path) -> str:
 
 def _create_array(path: Path, name: ArrayName, grid: TileGrid) -> None:
     """Make an array; one that is there stays if it is sound, else it goes with its markers."""
-    if _fits(path / name, grid):
+    tile = _tile_shape(name, grid)
+    if _fits(path / name, grid, tile):
         return
     for folder in (path / "done" / name, path / name):
         if folder.exists():
             shutil.rmtree(folder)
-    tile = (grid.tile_px, grid.tile_px, 3)
     zarr.create_array(
         path / name,
         shape=(grid.n_tiles, *tile),
@@ -293,13 +290,16 @@ def _create_array(path: Path, name: ArrayName, grid: TileGrid) -> None:
     )
 
 
-def _fits(path: Path, grid: TileGrid) -> bool:
+def _tile_shape(name: ArrayName, grid: TileGrid) -> tuple[int, int, int]:
+    return grid.tile_px, grid.tile_px, CHANNELS[name]
+
+
+def _fits(path: Path, grid: TileGrid, tile: tuple[int, int, int]) -> bool:
     """Tell whether an array's metadata can be read and are those that `grid` asks for."""
     try:
         array = zarr.open_array(path, mode="r")
     except _DAMAGE:
         return False
-    tile = (grid.tile_px, grid.tile_px, 3)
     return (
         array.shape == (grid.n_tiles, *tile)
         and array.dtype == np.uint8

@@ -26,7 +26,7 @@ import tifffile
 
 from wsi_stain.errors import SlideError
 from wsi_stain.geometry import Region, Size
-from wsi_stain.slides.missing import Cell, cells_of, tile_error
+from wsi_stain.slides.missing import UNDECODABLE, Cell, cells_of, tile_error
 from wsi_stain.slides.pixel_size import PixelSize, from_power, from_resolution
 from wsi_stain.slides.slide_facts import Level, Pixels, SlideFacts, true_downsample
 from wsi_stain.slides.streams import stream_fault
@@ -137,7 +137,7 @@ class TiffPageReader:
         try:
             segment, _, _ = page.decode(data, index, **options)
         except DAMAGE as error:
-            raise tile_error(name, cell, _one_line(error)) from error
+            raise tile_error(name, cell, UNDECODABLE, _one_line(error)) from error
         if segment is None:
             raise tile_error(name, cell, "it is empty")
         return cast(Pixels, segment[0])
@@ -150,7 +150,7 @@ class TiffPageReader:
             data = bytes(file.read(n_bytes))
         except OSError as error:
             if error.errno == errno.EIO:
-                raise tile_error(file.path, cell, error.strerror or "I/O error") from error
+                raise tile_error(file.path, cell, "input/output error") from error
             raise SlideError(
                 f"Slide {file.path} cannot be read any more: {error.strerror or error}."
             ) from error

@@ -14,7 +14,7 @@ import zarr
 
 from wsi_stain.errors import SlideError
 from wsi_stain.geometry import Region, Size
-from wsi_stain.slides.missing import Cell, cells_of, tile_error
+from wsi_stain.slides.missing import UNDECODABLE, Cell, cells_of, tile_error
 from wsi_stain.slides.pixel_size import PixelSize
 from wsi_stain.slides.slide_facts import Level, Pixels, SlideFacts, true_downsample
 
@@ -69,7 +69,7 @@ class ZarrBackend:
                     self.facts.background if cell in self.left_out else self._planes(level, part)
                 )
             except DAMAGE as error:
-                raise tile_error(self._path, cell, " ".join(str(error).split())) from error
+                raise tile_error(self._path, cell, UNDECODABLE, str(error)) from error
         return out
 
     def _planes(self, level: int, region: Region) -> Pixels:

@@ -77,6 +77,12 @@ plan_options = together(
         ),
         click.option("--bundle", "bundle", help="Model: a shipped name or a folder."),
         click.option("--recipe", type=PATH, help="TOML file with settings; flags beat it."),
+        click.option(
+            "--seeds",
+            "sample__seeds",
+            type=int,
+            help="Noise seeds: K > 1 also writes the spread of the brown, at K times the cost.",
+        ),
         click.option("--overlap-px", "tiles__overlap_px", type=int, help="Overlap of tiles, px."),
         click.option(
             "--tissue-min-fraction",

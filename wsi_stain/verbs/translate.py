@@ -58,6 +58,7 @@ def translate(**options: Any) -> None:
     \b
     wsi-stain translate slide.svs
     wsi-stain translate slide.svs --out results --mpp 0.25 --overwrite
+    wsi-stain translate slide.svs --seeds 4
     wsi-stain translate slide.svs --format ome-zarr --workers 1
 
     Stopped runs go on where they stopped: type the same command again.
