@@ -31,7 +31,6 @@ demo: .venv/run.stamp
 	$(BIN)/wsi-stain sample $(DEMO)
 	$(BIN)/wsi-stain translate $(DEMO)/CMU-1-Small-Region.svs --out $(DEMO) --overwrite
 	$(BIN)/wsi-stain validate $(DEMO)/CMU-1-Small-Region_ki67.ome.tiff
-	$(BIN)/wsi-stain report $(DEMO)/CMU-1-Small-Region_ki67.run
 	@echo "report:      $(DEMO)/CMU-1-Small-Region_ki67.run/report/index.html (open in a browser)"
 	@echo "H&E:         $(DEMO)/CMU-1-Small-Region.svs"
 	@echo "virtual IHC: $(DEMO)/CMU-1-Small-Region_ki67.ome.tiff (open both in QuPath)"

@@ -186,6 +186,8 @@ def test_plain_output_is_aligned_lines(run: Run, synthetic_slide: Path) -> None:
         (["translate", "{glass}", "--format", "ome-zarr", "--lossless"], 2, "always lossless"),
         (["train", "score", "--recipe", "{tmp}/none.toml", "--run", "{tmp}/r"], 2, "none.toml"),
         (["unknown"], 2, "No such command"),
+        (["transalte"], 2, "Did you mean translate?"),
+        (["plan", "x.svs", "--mpp", "300"], 2, "That is slide.mpp in a recipe, and the flag --mpp"),
     ],
 )
 def test_error_is_one_line_and_its_own_code(

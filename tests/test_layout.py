@@ -59,6 +59,9 @@ def test_run_is_found_from_folder_pyramid_and_output_folder(tmp_path: Path) -> N
         find_run(tmp_path)
     with pytest.raises(OutputError, match=r"no manifest\.json"):
         find_run(tmp_path / "b.run")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OutputError, match="holds no run"):
+        find_run(tmp_path / "empty")
 
 
 def test_files_of_an_ome_zarr_run_are_named_found_and_swept(tmp_path: Path) -> None:

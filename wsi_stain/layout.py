@@ -205,7 +205,9 @@ def find_run(path: Path) -> RunFiles:
         runs = sorted(path.glob(f"*{RUN_SUFFIX}"))
         if len(runs) != 1:
             raise OutputError(
-                f"{path} holds {len(runs)} runs; name one of them.",
+                f"{path} holds {len(runs)} runs; name one of them."
+                if runs
+                else f"{path} holds no run.",
                 hint="Give a .run folder or its pyramid.",
             )
         path = runs[0]

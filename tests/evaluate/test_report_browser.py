@@ -299,6 +299,21 @@ def test_overlays_come_and_go_when_ticked(rich_page: Path, tmp_path: Path, size:
     browse(tmp_path, visit)
 
 
+def test_both_pictures_agree_when_the_mode_changes_on_the_way(page: Path, tmp_path: Path) -> None:
+    async def visit(tab: Tab) -> None:
+        await tab.open(page, SIZES["laptop"])
+        for mode in ("swipe", "beside"):
+            # In one turn: the viewers learn of their new size only after the jump has begun.
+            field = "document.querySelectorAll('[data-field]')[1].click()"
+            await tab.js(f"document.getElementById('{mode}').click(); {field}")
+            await asyncio.sleep(2.0)
+            states = await tab.js(STATE)
+            assert states[0][0] > 1.5, mode
+            np.testing.assert_allclose(states[0], states[1], rtol=1e-6, err_msg=mode)
+
+    browse(tmp_path, visit)
+
+
 def test_overlays_without_data_have_no_box(page: Path, tmp_path: Path) -> None:
     async def visit(tab: Tab) -> None:
         await tab.open(page, SIZES["laptop"])

@@ -150,7 +150,7 @@ def _convert(raw: Any, kind: type[T], source: str, error_class: type[WsiStainErr
             raise error_class(f"{source}: {endless[0]} is not a finite number.")
         return msgspec.convert(raw, kind)
     except (msgspec.ValidationError, OverflowError, RecursionError) as error:
-        raise error_class(f"{source}: {error}.", hint=_nearest(str(error), kind)) from error
+        raise error_class(f"{source}: {error}.", hint=_hint(str(error), kind)) from error
 
 
 def _not_finite(node: Any, name: str = "$") -> list[str]:
@@ -160,6 +160,14 @@ def _not_finite(node: Any, name: str = "$") -> list[str]:
     if isinstance(node, list | tuple):
         return [found for item in node for found in _not_finite(item, name)]
     return [name] if isinstance(node, float) and not math.isfinite(node) else []
+
+
+def _hint(text: str, kind: type[Settings]) -> str:
+    """Say what to look at: the known key nearest to an unknown one, or the setting itself."""
+    if place := re.search(r"`\$\.((?:\w+\.)?(\w+))`$", text):
+        flag = place[2].replace("_", "-")
+        return f"That is {place[1]} in a recipe, and the flag --{flag} where there is one."
+    return _nearest(text, kind)
 
 
 def _nearest(text: str, kind: type[Settings]) -> str:

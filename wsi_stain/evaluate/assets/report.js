@@ -53,6 +53,7 @@
     // The viewer restores its zoom right after this event, so wait until it is through.
     viewer.addHandler("after-resize", () => queueMicrotask(() => {
       if (isWhole) viewer.viewport.goHome(true);
+      else follow(); // the other one may have come to rest before this one had its new size
     }));
     return made;
   }
