@@ -16,6 +16,7 @@ as failed.
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 import uuid
 from collections import deque
@@ -57,6 +58,7 @@ __all__ = [
 ]
 
 POLL_S = 5.0
+RANK_SHARDS = 10**9  # more shards than a slide has
 NO_WORKER_S = 60.0
 
 
@@ -90,6 +92,13 @@ class DaskExecutor(StepRunner):
         self._window = 2 * n_workers
         self._attempts = attempts
         self._places = places or {}
+        self._rank = 0
+
+    def ranked(self, rank: int) -> DaskExecutor:
+        """See `Executor.ranked`: the same workers; may be used from another thread."""
+        other = copy.copy(self)
+        other._rank = rank
+        return other
 
     def run_steps(self, steps: Sequence[Step]) -> Iterator[Done]:
         """See `Executor.run_steps`."""
@@ -146,7 +155,7 @@ class DaskExecutor(StepRunner):
                 chain.number,
                 pure=False,
                 retries=self._attempts - 1,
-                priority=-chain.number,
+                priority=-(self._rank * RANK_SHARDS + chain.number),
                 resources=dict(self._places.get(steps[step].name, {})) or None,
             )
             running[future] = chain
