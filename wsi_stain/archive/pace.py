@@ -149,10 +149,12 @@ class _Probe:
         self.at_once = 1 if serial else orders.config.slides_at_once
         self.n_workers = 1 if serial else _n_workers(orders)
         self._job, self._orders, self._folder, self._workers = job, orders, folder, workers
+        self._runs = 0
 
     def run(self, n_slides: int, n_tiles: int) -> tuple[float, int]:
         """Give seconds, and tiles in all."""
-        out = self._folder / f"{n_slides}-{n_tiles}"
+        self._runs += 1
+        out = self._folder / str(self._runs)
         files = ArchiveFiles(out, WHOLE)
         files.logs.mkdir(parents=True)
         config = msgspec.structs.replace(self._orders.config, attempts=1, stage=False)
