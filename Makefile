@@ -13,12 +13,13 @@ EDITABLE := --config-settings editable_mode=compat -e
 PINS := setup.cfg pyproject.toml .ci/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz lint format docs bench clean
+.PHONY: help demo test test-all test-cluster fuzz lint format docs bench clean
 
 help:
 	@echo "make demo      translate a small real slide, check it, write its report ($(DEMO)/)"
 	@echo "make test      the tests: no GPU, no network, minutes"
 	@echo "make test-all  the slow tests too"
+	@echo "make test-cluster  schedulers and workers that die; a real Slurm (root, slurm-wlm, munge)"
 	@echo "make fuzz      damaged inputs, N=$(N) of them from SEED=$(SEED) on"
 	@echo "make lint      style, types, import rules"
 	@echo "make format    put the style right"
@@ -40,6 +41,9 @@ test: .venv/test.stamp
 
 test-all: .venv/test.stamp
 	$(BIN)/python -m pytest -m ""
+
+test-cluster: .venv/test.stamp
+	$(BIN)/python -m pytest tests/cluster -m cluster -rs
 
 fuzz: .venv/test.stamp
 	$(BIN)/python tests/fuzz/fuzz.py --cases $(N) --seed $(SEED)

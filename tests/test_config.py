@@ -92,6 +92,7 @@ def test_every_recipe_in_the_repository_loads(path: Path) -> None:
     kinds: dict[str, type[Settings]] = {
         "train": TrainConfig,
         "evaluate": EvaluateConfig,
+        "cluster": RunConfig,
         "translate": RunConfig,
     }
     kind = kinds[path.relative_to(REPOSITORY / "pipelines").parts[0]]

@@ -24,7 +24,7 @@ import pytest
 from wsi_stain import dispatch
 from wsi_stain.cluster import visible_devices
 from wsi_stain.config import ClusterConfig
-from wsi_stain.dispatch import Executor, ShardsFailed, open_executor
+from wsi_stain.dispatch import Executor, ShardsFailed, Step, open_executor
 from wsi_stain.errors import DeviceError, SlideError, WsiStainError
 
 Kind = Literal["serial", "dask"]
@@ -32,9 +32,9 @@ Task = Callable[[int], Any]
 
 
 def start(
-    kind: Kind = "dask", workers: int = 2, devices: int = 0, attempts: int = 2
+    kind: Kind = "dask", workers: int = 2, devices: int = 0, attempts: int = 2, **more: Any
 ) -> AbstractContextManager[Executor]:
-    config = ClusterConfig(executor=kind, workers=workers, attempts=attempts)
+    config = ClusterConfig(executor=kind, workers=workers, attempts=attempts, **more)
     return open_executor(config, lambda _: devices)
 
 
@@ -238,11 +238,15 @@ def test_each_worker_sees_its_own_device_and_leaves_nothing_behind(
         time.sleep(0.05)
         return os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"]
 
-    with start(workers=0, devices=2) as executor:
-        found = {result for _, result in executor.run(task, range(12))}
+    with start(workers=0, devices=2, readers=1) as executor:
+        steps = [Step(name, task, range(12)) for name in ("fill", "translate")]
+        done = list(executor.run_steps(steps))
         assert len(os.listdir(tmp_path)) == 1
+    found = {one.result for one in done if one.step == "translate"}
     assert sorted(device for _, device in found) == ["4", "7"]
     assert len({pid for pid, _ in found}) == 2
+    # The third sees no device, and only reads.
+    assert {one.result[1] for one in done if one.step == "fill"} == {"4", "7", ""}
     assert not any(alive(pid) for pid, _ in found)
     assert os.listdir(tmp_path) == []
 
@@ -318,8 +322,7 @@ def test_error_is_ours_when_no_worker_is_left(monkeypatch: pytest.MonkeyPatch) -
     from distributed import default_client  # noqa: PLC0415 - only where it is used
 
     monkeypatch.setattr(dispatch, "POLL_S", 0.1)
-    monkeypatch.setattr(dispatch, "NO_WORKER_S", 0.5)
-    with start(workers=1) as executor:
+    with start(workers=1, wait_s=1) as executor:
         cluster: Any = default_client().cluster
         cluster.scale(0)
         with pytest.raises(DeviceError, match="All workers died"):

@@ -88,6 +88,21 @@ def test_side_by_side_shows_both_slides(tmp_path: Path, synthetic_slide: Path) -
         assert both.size == (2 * 176 + 16, 138)
 
 
+def test_capacity_plan_is_computed_from_its_inputs() -> None:
+    def plan(*numbers: int) -> dict[str, float]:
+        lines = [line.rsplit(maxsplit=1) for line in run("capacity_plan.py", *numbers)]
+        return {name: float(value) for name, value in lines}
+
+    one, half = plan(10_000, 100), plan(10_000, 50)
+    assert one == plan()
+    assert half["days"] == pytest.approx(2 * one["days"], rel=0.02)
+    assert half["GPU hours"] == one["GPU hours"]
+    assert one["GPU hours"] == pytest.approx(24 * 100 * one["days"], rel=0.02)
+    # 200 mm2 in squares of 112 um; 40 evaluations of 0.5 ms; a tenth of the time is lost.
+    hours = 10_000 * 200 / 0.112**2 * 40 * 0.0005 / 0.9 / 3600
+    assert one["GPU hours"] == pytest.approx(hours, rel=0.001)
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_example_is_short_and_tested(path: Path) -> None:
     text = path.read_text(encoding="utf-8")

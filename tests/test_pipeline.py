@@ -22,6 +22,7 @@ from wsi_stain.manifest import Event, RunManifest
 from wsi_stain.pipeline import translate_slide
 from wsi_stain.planning import plan_slide, shard_size
 from wsi_stain.stages import picture
+from wsi_stain.stages.tiles import flag_texts
 from wsi_stain.translate.bundle import save_nets
 from wsi_stain.translate.networks import ScoreNet
 from wsi_stain.write.validate import validate
@@ -131,6 +132,10 @@ def test_manifest_tells_what_was_done_and_no_path(
     assert record.outputs[0].name == result.files.output.name
     assert str(synthetic_slide.parent) not in result.files.manifest.read_text()
     assert not result.files.store.exists()
+    assert record.tiles["tiles"] == len(result.files.tile_scores.read_text().splitlines()) - 1
+    assert record.tiles["median"]["structure"] > 0.6, "what is copied keeps its nuclei"
+    assert record.flags == flag_texts(record.tiles)
+    assert str(result.files.tile_scores) in result.summary["to look at"]
     ended = {event.stage for event in events if event.kind == "finish"}
     before, after = {"plan", "fit", "overview"}, {"validate", "annotate"}
     assert ended == before | {"fill", "translate", "write"} | after
@@ -180,6 +185,7 @@ def test_stopped_run_goes_on_to_the_same_bytes(
     if stage != "fit":  # the color is fitted before the first shard is there
         assert done[0] > 0, "finished shards are not read again"
     assert resumed.files.output.read_bytes() == straight.files.output.read_bytes()
+    assert resumed.files.tile_scores.read_bytes() == straight.files.tile_scores.read_bytes()
 
 
 def test_changed_seed_voids_the_translated_shards_only(

@@ -1,7 +1,7 @@
-"""Run tasks over shard numbers: in this process, or on workers of a local Dask cluster.
+"""Run tasks over shard numbers: in this process, or on the workers of a Dask cluster.
 
-In: tasks, numbers, settings. Out: results as they come. Not here: what a shard is, torch, how a
-cluster is started (`cluster`), what all executors promise (`executor`).
+In: tasks, numbers, settings. Out: results as they come. Not here: what a shard is, torch, where
+workers come from (`cluster`), what all executors promise (`executor`).
 
 A task is sent to each worker once; after that only numbers travel, and results should be small
 (a task's real input and output are files). One worker is one process, on one CUDA device or one
@@ -17,20 +17,23 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import queue
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from wsi_stain.cluster import available_cores, local_cluster, visible_devices
+from wsi_stain import __version__
+from wsi_stain.cluster import Crew, open_crew, workers_for
 from wsi_stain.config import ClusterConfig
 from wsi_stain.errors import DeviceError, DiskFullError
 from wsi_stain.executor import (
     RESUME_HINT,
     Chain,
+    Device,
     Done,
     Executor,
     Failure,
@@ -44,7 +47,7 @@ from wsi_stain.executor import (
 )
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Future
 
 __all__ = [
     "DaskExecutor",
@@ -59,40 +62,39 @@ __all__ = [
 
 POLL_S = 5.0
 RANK_SHARDS = 10**9  # more shards than a slide has
-NO_WORKER_S = 60.0
+LOST_PAUSE_S = 0.05
+START_S = 60.0  # for a worker to import what it needs
 
 
 class DaskExecutor(StepRunner):
     """Runs shards on the workers of a Dask cluster.
 
-    Memory bound: the scheduler holds at most two shards' bookkeeping per worker, and workers hold
-    results only until they are yielded.
+    May be used by several threads at once, each with steps of its own: their shards share the
+    workers, those with low numbers first.
+
+    Memory bound: for each caller the scheduler holds at most two shards' bookkeeping per worker,
+    and workers hold results only until they are yielded.
 
     Parameters
     ----------
-    client
-        Connected to a cluster.
-    n_workers
-        How many workers the cluster has when all are up.
+    crew
+        The workers.
     attempts
         How often a shard that raises is tried in all.
-    places
-        Step name to the Dask resources that a worker must have for it, as ``{"GPU": 1}``.
+    device
+        What the workers translate on, where it is known.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        *,
-        n_workers: int,
-        attempts: int = 2,
-        places: Mapping[str, Mapping[str, float]] | None = None,
-    ) -> None:
-        self._client = client
-        self._window = 2 * n_workers
+    def __init__(self, crew: Crew, *, attempts: int = 2, device: Device | None = None) -> None:
+        self._crew, self._client = crew, crew.client
         self._attempts = attempts
-        self._places = places or {}
+        self._device = device
         self._rank = 0
+
+    @property
+    def device(self) -> Device | None:
+        """See `Executor.device`."""
+        return self._device
 
     def ranked(self, rank: int) -> DaskExecutor:
         """See `Executor.ranked`: the same workers; may be used from another thread."""
@@ -104,9 +106,9 @@ class DaskExecutor(StepRunner):
         """See `Executor.run_steps`."""
         chains, failures, suspects = chains_of(steps), list[Failure](), list[Chain]()
         with self._sent(steps) as names:
-            for window, first_try in ((self._window, True), (1, False)):
+            for first_try in (True, False):
                 waiting = chains if first_try else suspects
-                for chain, future in self._finished(steps, names, waiting, window):
+                for chain, future in self._finished(steps, names, waiting, alone=not first_try):
                     if future.status == "finished":
                         name = steps[chain.steps[0]].name
                         yield Done(name, chain.number, self._result(future))
@@ -132,9 +134,10 @@ class DaskExecutor(StepRunner):
 
     def _send(self, task: Task[Any], name: str) -> None:
         """Give a task to all workers; a worker that dies in between breaks one attempt."""
+        carrier = _carrier(task, ours=not self._crew.is_remote)
         for last in (False, False, True):
             try:
-                self._client.register_plugin(_carrier(task), name=name)
+                self._client.register_plugin(carrier, name=name)
             except OSError as error:
                 if last:
                     raise DeviceError(f"The task cannot be sent to workers: {error}.") from error
@@ -142,10 +145,12 @@ class DaskExecutor(StepRunner):
                 return
 
     def _finished(
-        self, steps: Sequence[Step], names: list[str], chains: Iterable[Chain], window: int
+        self, steps: Sequence[Step], names: list[str], chains: Iterable[Chain], *, alone: bool
     ) -> Iterator[tuple[Chain, Future[Any]]]:
-        """Keep at most `window` shards in the cluster; give each step as it ends, well or not."""
+        """Keep a window of shards in the cluster; give each step as it ends, well or not."""
         waiting, running = deque(chains), dict[Any, Chain]()
+        window = _Window(self._crew, one=alone)
+        ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
 
         def submit(chain: Chain) -> None:
             step = chain.steps[0]
@@ -156,21 +161,30 @@ class DaskExecutor(StepRunner):
                 pure=False,
                 retries=self._attempts - 1,
                 priority=-(self._rank * RANK_SHARDS + chain.number),
-                resources=dict(self._places.get(steps[step].name, {})) or None,
+                resources=dict(self._crew.places.get(steps[step].name, {})) or None,
             )
             running[future] = chain
+            future.add_done_callback(ended.put)
 
-        while waiting or running:
-            while waiting and len(running) < window:
-                submit(waiting.popleft())
-            for future in self._wait(list(running)):
-                # A result whose worker died since is pending again, and stays with us.
-                if future.status == "pending":
+        try:
+            while waiting or running:
+                while waiting and len(running) < window.size():
+                    submit(waiting.popleft())
+                future = self._next(ended)
+                if future.status in ("pending", "lost"):
+                    # A result whose worker died before it was fetched: it is being made again.
+                    time.sleep(LOST_PAUSE_S)
+                    future.add_done_callback(ended.put)
                     continue
                 chain = running.pop(future)
                 if future.status == "finished" and len(chain.steps) > 1:
                     submit(Chain(chain.number, chain.steps[1:]))
                 yield chain, future
+        finally:
+            # A caller that stops early wants no more of it; callbacks would keep them alive.
+            if running:
+                with contextlib.suppress(OSError, CancelledError, RuntimeError):
+                    self._client.cancel(list(running))
 
     def _result(self, future: Future[Any]) -> Any:
         try:
@@ -178,27 +192,54 @@ class DaskExecutor(StepRunner):
         except CancelledError as error:
             raise _scheduler_lost() from error
 
-    def _wait(self, futures: list[Future[Any]]) -> Iterable[Future[Any]]:
+    def _next(self, ended: queue.SimpleQueue[Future[Any]]) -> Future[Any]:
         """Wait until a future ends; fail where no worker is left to end any."""
-        from distributed import wait
-
         alone_since_s: float | None = None
         while True:
             try:
-                return list(wait(futures, timeout=POLL_S, return_when="FIRST_COMPLETED").done)
-            except TimeoutError:
-                pass
-            except CancelledError as error:
-                raise _scheduler_lost() from error
-            if self._client.scheduler_info(n_workers=1)["workers"]:
-                alone_since_s = None
+                future = ended.get(timeout=POLL_S)
+            except queue.Empty:
+                alone_since_s = self._check_alive(alone_since_s)
                 continue
-            alone_since_s = alone_since_s or time.monotonic()
-            if time.monotonic() - alone_since_s > NO_WORKER_S:
-                raise DeviceError(
-                    f"All workers died and none came back within {NO_WORKER_S:.0f} s.",
-                    hint=RESUME_HINT,
-                )
+            if future.status == "cancelled":
+                raise _scheduler_lost()
+            return future
+
+    def _check_alive(self, alone_since_s: float | None) -> float | None:
+        """Tell since when no worker is there that could go on; fail where it has been too long."""
+        if self._client.status in ("closing", "closed"):
+            raise _scheduler_lost()
+        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        if workers_for(workers.values(), self._crew.places):
+            return None
+        alone_since_s = alone_since_s or time.monotonic()
+        if time.monotonic() - alone_since_s > self._crew.wait_s:
+            what = "All workers" + (f" {self._crew.where}" if self._crew.where else "")
+            raise DeviceError(
+                f"{what} died and none came back within {self._crew.wait_s:.0f} s.",
+                hint=RESUME_HINT,
+            )
+        return alone_since_s
+
+
+class _Window:
+    """How many shards of one caller may be in the cluster at once: two for each worker.
+
+    Where workers come and go the number follows them, a little behind.
+    """
+
+    def __init__(self, crew: Crew, *, one: bool) -> None:
+        self._crew, self._one = crew, one
+        self._n_workers, self._asked_s = crew.n_workers, time.monotonic()
+
+    def size(self) -> int:
+        if self._one:
+            return 1
+        now_s = time.monotonic()
+        if self._crew.is_remote and now_s - self._asked_s > POLL_S:
+            there = self._crew.client.scheduler_info(n_workers=0)["n_workers"]
+            self._n_workers, self._asked_s = max(self._crew.n_workers, there), now_s
+        return 2 * self._n_workers
 
 
 def _scheduler_lost() -> DeviceError:
@@ -213,29 +254,66 @@ def open_executor(
     Parameters
     ----------
     config
-        Executor, workers, attempts, memory.
+        Executor, workers, attempts, memory, addresses.
     count_devices
-        Counts the CUDA devices the run may use; 0 means: work on the cores.
+        Counts the CUDA devices the run may use; 0 means: work on the cores. Where workers are on
+        other hosts it is asked there.
 
     Raises
     ------
     DeviceError
-        On entering: workers cannot be started.
+        On entering: workers cannot be started or reached, or have another version.
     """
     if config.executor == "serial":
         return contextlib.nullcontext(SerialExecutor(config.attempts))
-    return _local_dask(config, visible_devices(count_devices(config)))
+    return _dask(config, count_devices)
 
 
 @contextmanager
-def _local_dask(config: ClusterConfig, devices: Sequence[str]) -> Iterator[Executor]:
-    n_workers = config.workers or len(devices) or available_cores()
-    memory_bytes = config.memory_limit_mb * 2**20
-    with local_cluster(n_workers, devices, memory_bytes, attempts=config.attempts) as client:
-        yield DaskExecutor(client, n_workers=n_workers, attempts=config.attempts)
+def _dask(
+    config: ClusterConfig, count_devices: Callable[[ClusterConfig], int]
+) -> Iterator[Executor]:
+    with open_crew(config, count_devices) as crew:
+        device = _ask_device(crew, config, count_devices) if crew.is_remote else None
+        yield DaskExecutor(crew, attempts=config.attempts, device=device)
 
 
-def _carrier(task: Callable[[int], Any]) -> Any:
+def _ask_device(
+    crew: Crew, config: ClusterConfig, count_devices: Callable[[ClusterConfig], int]
+) -> Device:
+    """Ask one of the workers that will translate what it has, and whether it is our version."""
+    place = dict(crew.places.get("translate", {})) or None
+    future = crew.client.submit(_introduce, count_devices, config, pure=False, resources=place)
+    try:
+        error = future.exception(timeout=crew.wait_s + START_S)
+    except TimeoutError as late:
+        raise DeviceError(f"No worker {crew.where} answers.", hint=RESUME_HINT) from late
+    except CancelledError as lost:
+        raise _scheduler_lost() from lost
+    if isinstance(error, DeviceError):
+        raise error
+    if error is not None:
+        raise DeviceError(
+            f"A worker {crew.where} cannot run wsi-stain: {type(error).__name__}: {error}.",
+            hint=f"Install wsi-stain {__version__} for all workers, in the same Python version.",
+        ) from error
+    version, n_devices = future.result()
+    if version != __version__:
+        raise DeviceError(
+            f"Workers {crew.where} have wsi-stain {version}, this is {__version__}.",
+            hint="Install the same version for all.",
+        )
+    return "cuda" if n_devices else "cpu"
+
+
+def _introduce(
+    count_devices: Callable[[ClusterConfig], int], config: ClusterConfig
+) -> tuple[str, int]:
+    """Run on a worker: tell version and number of devices."""
+    return __version__, count_devices(config)
+
+
+def _carrier(task: Callable[[int], Any], *, ours: bool) -> Any:
     """Wrap a task so that each worker gets it once; a restarted worker gets it again."""
     import signal
     import threading
@@ -248,8 +326,9 @@ def _carrier(task: Callable[[int], Any]) -> Any:
 
         def setup(self, worker: Worker) -> None:
             self.turn = threading.Lock()
-            # Ctrl-C reaches the whole process group; only the main process answers to it.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            if ours:
+                # Ctrl-C reaches the whole process group; only the main process answers to it.
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     return Carrier()
 

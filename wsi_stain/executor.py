@@ -17,13 +17,14 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from wsi_stain.errors import DeviceError, DiskFullError, WsiStainError
 
 __all__ = [
     "RESUME_HINT",
     "Chain",
+    "Device",
     "Done",
     "Executor",
     "Failure",
@@ -38,6 +39,7 @@ __all__ = [
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+Device = Literal["cpu", "cuda"]
 NAMED_SHARDS = 10
 ERROR_TEXT_CHARS = 300
 RESUME_HINT = "Finished shards are kept: the same command tries only the failed ones again."
@@ -80,6 +82,11 @@ class Done(NamedTuple):
 
 class Executor(Protocol):
     """Something that can run tasks over numbers."""
+
+    @property
+    def device(self) -> Device | None:
+        """What workers elsewhere translate on; none: ask this machine."""
+        ...
 
     def run(self, task: Task[T], numbers: Sequence[int]) -> Iterator[tuple[int, T]]:
         """Run `task` on each number.
@@ -168,6 +175,11 @@ def chains_of(steps: Sequence[Step]) -> list[Chain]:
 class StepRunner(ABC):
     """What all executors do with work of one step."""
 
+    @property
+    def device(self) -> Device | None:
+        """See `Executor.device`."""
+        return None
+
     @abstractmethod
     def run_steps(self, steps: Sequence[Step]) -> Iterator[Done]:
         """See `Executor.run_steps`."""
@@ -203,7 +215,7 @@ class SerialExecutor(StepRunner):
                     result = self._try(steps[step].task, chain.number)
                 except DiskFullError:
                     raise
-                except Exception as error:
+                except Exception as error:  # whatever it is: the others go on, then it is named
                     failures.append(Failure(chain.number, error))
                     break
                 yield Done(steps[step].name, chain.number, result)
@@ -211,7 +223,7 @@ class SerialExecutor(StepRunner):
 
     def _try(self, task: Task[T], number: int) -> T:
         for _ in range(self.attempts - 1):
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # the last try raises what it raises
                 return task(number)
         return task(number)
 

@@ -110,5 +110,7 @@ def translate_planned(
             ):
                 run.work(started, beside.color(), writer)
             run.check()
+            run.tell_missing()
+            run.score_tiles()
             run.annotate()
             return RunResult(files, run.finish(keep_store=keep_store))

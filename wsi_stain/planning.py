@@ -106,7 +106,10 @@ def plan_by_spec(path: Path, spec: BundleSpec, config: RunConfig) -> SlidePlan:
     SlideError, MppUnknownError, NoTissueError
         As `plan_slide`.
     """
-    source = SlideSource.open(path, mpp=config.slide.mpp, cache_mb=config.slide.cache_mb)
+    slide = config.slide
+    source = SlideSource.open(
+        path, mpp=slide.mpp, cache_mb=slide.cache_mb, allow_missing=slide.allow_missing
+    )
     try:
         return _plan(source, spec, config)
     except BaseException:
@@ -174,7 +177,12 @@ def project_plan(grid: TileGrid, spec: BundleSpec, config: RunConfig) -> PlanPro
     )
     tile_s = cost * solver.steps if spec.net is not None else 0.01
     lossless = config.write.lossless or config.write.format == "ome-zarr"
-    return project(grid, Speeds(tile_s, n_workers, WORKER_BYTES), lossless=lossless)
+    projection = project(grid, Speeds(tile_s, n_workers, WORKER_BYTES), lossless=lossless)
+    if not config.cluster.is_remote:
+        return projection
+    # Workers have memory of their own elsewhere; here are the fit and the writer.
+    here = project(grid, Speeds(tile_s, 1, WORKER_BYTES), lossless=lossless)
+    return replace(projection, memory_bytes=here.memory_bytes)
 
 
 def plan_facts(
@@ -209,4 +217,7 @@ def nvidia_devices(config: ClusterConfig) -> int:
     """Count the NVIDIA devices by their device files: good enough to project a time."""
     if config.device == "cpu":
         return 0
+    if config.is_remote:  # not seen from here
+        has_gpu = config.executor == "slurm" and config.slurm.gres
+        return max(1, config.workers) if has_gpu or config.device == "cuda" else 0
     return len(nvidia_files())

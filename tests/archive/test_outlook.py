@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from wsi_stain.archive.crew import Orders
 from wsi_stain.archive.forecast import forecast
 from wsi_stain.archive.jobs import WHOLE, Job, make_jobs
+from wsi_stain.archive.lanes import Orders
 from wsi_stain.archive.outlook import Outlook, look_out
 from wsi_stain.archive.pace import Pace
-from wsi_stain.archive.record import ArchiveFiles, ArchiveRecord
+from wsi_stain.archive.record import ArchiveFiles
 from wsi_stain.archive.source import find_entries
 from wsi_stain.config import ArchiveConfig, RunConfig
-from wsi_stain.manifest import ignore
+from wsi_stain.manifest import ArchiveRecord, ignore
 from wsi_stain.planning import plan_slide, some_tiles
 
 Settle = Callable[..., RunConfig]

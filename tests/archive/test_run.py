@@ -14,14 +14,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from wsi_stain.archive.crew import Crew
 from wsi_stain.archive.jobs import Part
-from wsi_stain.archive.record import ArchiveRecord, load_record
+from wsi_stain.archive.lanes import Lanes
 from wsi_stain.config import RunConfig
 from wsi_stain.errors import LockedError, SlideError
 from wsi_stain.files import sha256_any
 from wsi_stain.lock import OutputLock
-from wsi_stain.manifest import Event
+from wsi_stain.manifest import ArchiveRecord, Event, read_archive
 from wsi_stain.write.validate import validate
 
 RunOver = Callable[..., ArchiveRecord]
@@ -103,7 +102,7 @@ def test_record_is_readable_and_names_no_folder(
         shutil.copy(archive_folder / name, source)
     out = tmp_path / "out"
     record = run_over(source, out)
-    assert load_record(out / "archive.json") == record
+    assert read_archive(out / "archive.json") == record
     raw = json.loads((out / "archive.json").read_text())
     assert raw["schema"] == 1
     assert raw["state"] == "finished"
@@ -167,10 +166,10 @@ def test_workers_and_shards_make_no_other_work_of_it(
 def test_hiccup_is_tried_again_and_then_named(
     tmp_path: Path, small_slide: Path, run_over: RunOver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    road, calls = Crew._road, list[int]()
+    road, calls = Lanes._road, list[int]()
 
     def stumble(times: int) -> Callable[..., Any]:
-        def stumbling(self: Crew, *arguments: Any) -> Any:
+        def stumbling(self: Lanes, *arguments: Any) -> Any:
             calls.append(1)
             if len(calls) <= times:
                 raise SlideError(f"Slide {small_slide} cannot be read.") from OSError(
@@ -180,7 +179,7 @@ def test_hiccup_is_tried_again_and_then_named(
 
         return stumbling
 
-    monkeypatch.setattr(Crew, "_road", stumble(2))
+    monkeypatch.setattr(Lanes, "_road", stumble(2))
     record = run_over(small_slide, tmp_path / "a", attempts=3)
     assert record.slides[0].state == "done"
     assert record.slides[0].error == ""
@@ -188,7 +187,7 @@ def test_hiccup_is_tried_again_and_then_named(
     assert log.count("failed: Slide small.tiff cannot be read.") == 2
 
     calls.clear()
-    monkeypatch.setattr(Crew, "_road", stumble(9))
+    monkeypatch.setattr(Lanes, "_road", stumble(9))
     record = run_over(small_slide, tmp_path / "b", attempts=3)
     assert len(calls) == 3
     assert record.slides[0].error == "Slide small.tiff cannot be read. (3 attempts)"
@@ -197,14 +196,14 @@ def test_hiccup_is_tried_again_and_then_named(
 def test_bug_in_one_slide_ends_that_slide_only(
     tmp_path: Path, archive_folder: Path, run_over: RunOver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    road = Crew._road
+    road = Lanes._road
 
-    def broken(self: Crew, slide: Path, *arguments: Any) -> Any:
+    def broken(self: Lanes, slide: Path, *arguments: Any) -> Any:
         if slide.name == "s1.tiff":
             raise ZeroDivisionError("a bug")
         return road(self, slide, *arguments)
 
-    monkeypatch.setattr(Crew, "_road", broken)
+    monkeypatch.setattr(Lanes, "_road", broken)
     record = run_over(f"{archive_folder}/s[01].tiff", tmp_path, attempts=3)
     assert [(s.state, s.error) for s in record.slides] == [
         ("done", ""),
@@ -221,11 +220,11 @@ def test_parts_hold_all_slides_once_and_join(
     parts = [run_over(pattern, tmp_path, part=Part(i, 2)) for i in (1, 2)]
     names = [slide.name for part in parts for slide in part.slides]
     assert sorted(names) == names_of_all
-    joined = load_record(tmp_path / "archive.json")
+    joined = read_archive(tmp_path / "archive.json")
     assert joined.state == "finished"
     assert states(joined) == dict.fromkeys(names_of_all, "done")
     assert set(states(run_over(pattern, tmp_path)).values()) == {"skipped"}
-    assert all(slide.tiles > 0 for slide in load_record(tmp_path / "archive.json").slides)
+    assert all(slide.tiles > 0 for slide in read_archive(tmp_path / "archive.json").slides)
 
 
 def test_second_client_of_the_same_archive_is_refused(

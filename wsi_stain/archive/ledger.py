@@ -13,15 +13,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from wsi_stain.archive.jobs import WHOLE, Job
-from wsi_stain.archive.record import (
-    ArchiveFiles,
-    ArchiveRecord,
-    SlideRecord,
-    load_record,
-    merge_parts,
-    save,
-)
+from wsi_stain.archive.record import ArchiveFiles, merge_parts, save
 from wsi_stain.layout import RunFiles
+from wsi_stain.manifest import ArchiveRecord, ArchiveSlide, read_archive
 
 __all__ = ["Ledger"]
 
@@ -44,7 +38,7 @@ class Ledger:
     def __init__(self, files: ArchiveFiles, jobs: Iterable[Job], bundle: str) -> None:
         self._files = files
         before = _slides_before(files)
-        slides = [before.get(job.name, SlideRecord(name=job.name)) for job in jobs]
+        slides = [before.get(job.name, ArchiveSlide(name=job.name)) for job in jobs]
         self._slides = {slide.name: slide for slide in slides}
         self.record = ArchiveRecord(begun_utc=_now_utc(), bundle=bundle, slides=slides)
         self._saved_s = -SAVE_EVERY_S
@@ -78,15 +72,15 @@ class Ledger:
         self._saved_s = time.monotonic()
 
 
-def _slides_before(files: ArchiveFiles) -> dict[str, SlideRecord]:
+def _slides_before(files: ArchiveFiles) -> dict[str, ArchiveSlide]:
     """Carry on what an earlier client counted; states and errors are found anew."""
     whole = ArchiveFiles(files.out, WHOLE)
     path = next((path for path in (files.record, whole.record) if path.exists()), None)
     if path is None:
         return {}
     return {
-        slide.name: SlideRecord(name=slide.name, tiles=slide.tiles, seconds=slide.seconds)
-        for slide in load_record(path).slides
+        slide.name: ArchiveSlide(name=slide.name, tiles=slide.tiles, seconds=slide.seconds)
+        for slide in read_archive(path).slides
     }
 
 

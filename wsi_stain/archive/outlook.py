@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from wsi_stain.archive.crew import Orders
 from wsi_stain.archive.forecast import SlideForecast, forecast, save_forecast
 from wsi_stain.archive.jobs import Job
+from wsi_stain.archive.lanes import Orders
 from wsi_stain.archive.pace import Pace, measure_pace, read_pace
 from wsi_stain.files import cannot_write
 from wsi_stain.manifest import Event, Listener

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import msgspec
 
-from wsi_stain.archive.crew import Crew, Orders, Workers
 from wsi_stain.archive.jobs import WHOLE, Job
+from wsi_stain.archive.lanes import Lanes, Orders, Workers
 from wsi_stain.archive.ledger import Ledger
 from wsi_stain.archive.record import ArchiveFiles
 from wsi_stain.cluster import available_cores
@@ -165,7 +165,7 @@ class _Probe:
         ]
         ledger = Ledger(files, jobs, "")
         began_s = time.monotonic()
-        Crew(jobs, orders, ledger, _ignore).work(nullcontext(self._workers))
+        Lanes(jobs, orders, ledger, _ignore).work(nullcontext(self._workers))
         seconds = time.monotonic() - began_s
         if failed := ledger.record.of_state("failed"):
             raise DeviceError(

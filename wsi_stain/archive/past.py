@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from wsi_stain.archive.jobs import Job
-from wsi_stain.config import ClusterConfig, RunConfig, SlideConfig, TileConfig
+from wsi_stain.config import ClusterConfig, RunConfig, SlideConfig, TileConfig, TrustConfig
 from wsi_stain.errors import OutputError
 from wsi_stain.files import sha256_any, size_bytes
 from wsi_stain.layout import RunFiles
@@ -83,7 +83,7 @@ def _settings(raw: dict[str, Any]) -> RunConfig | None:
 
 
 def _that_show(config: RunConfig) -> RunConfig:
-    """Leave out what no pixel depends on: where the work ran, and in which portions."""
+    """Leave out what no pixel depends on: where and in which portions the work ran, limits."""
     replace = msgspec.structs.replace
     return replace(
         config,
@@ -91,6 +91,7 @@ def _that_show(config: RunConfig) -> RunConfig:
         cluster=ClusterConfig(),
         slide=replace(config.slide, cache_mb=SlideConfig().cache_mb),
         tiles=replace(config.tiles, shard_tiles=TileConfig().shard_tiles),
+        trust=TrustConfig(),
         write=replace(config.write, overwrite=False),
     )
 

@@ -1,4 +1,4 @@
-"""What came of an archive: `archive.json` for programs, `archive.csv` for tables.
+"""The files of an archive: `archive.json` for programs, `archive.csv` for tables, those of parts.
 
 In: what came of each slide. Out: both files, replaced whole at each change. Not here: decisions.
 
@@ -12,50 +12,20 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from wsi_stain.archive.jobs import Part
-from wsi_stain.errors import OutputError
 from wsi_stain.files import atomic_write_bytes
+from wsi_stain.manifest import (
+    ARCHIVE_FILE,
+    ArchiveRecord,
+    ArchiveSlide,
+    read_archive,
+    write_archive,
+)
 
-__all__ = ["ArchiveFiles", "ArchiveRecord", "SlideRecord", "load_record", "merge_parts", "save"]
-
-ARCHIVE_SCHEMA = 1
-State = Literal["done", "skipped", "failed", "running", "pending"]
-RAN = frozenset({"done", "skipped"})
-
-
-class SlideRecord(msgspec.Struct, kw_only=True):
-    """What came of one slide."""
-
-    name: str
-    state: State = "pending"
-    output: str = ""  # relative to the output folder
-    run: str = ""  # its run folder, relative
-    tiles: int = 0
-    seconds: float = 0.0
-    flags: list[str] = []
-    notes: list[str] = []
-    error: str = ""
-    next: str = ""
-    positive_fraction: float | None = None
-
-
-class ArchiveRecord(msgspec.Struct, kw_only=True):
-    """The content of `archive.json`. Fields may be added; a change of meaning raises `schema`."""
-
-    schema: int = ARCHIVE_SCHEMA
-    state: Literal["running", "finished"] = "running"
-    begun_utc: str
-    finished_utc: str = ""
-    bundle: str
-    slides: list[SlideRecord] = []
-
-    def of_state(self, state: State) -> list[SlideRecord]:
-        """Give the slides in a state."""
-        return [slide for slide in self.slides if slide.state == state]
+__all__ = ["ArchiveFiles", "merge_parts", "save"]
 
 
 @dataclass(frozen=True)
@@ -107,27 +77,8 @@ def save(path: Path, record: ArchiveRecord) -> None:
     OutputError
         The folder refuses.
     """
-    text = msgspec.json.format(msgspec.json.encode(record), indent=1)
-    atomic_write_bytes(path, text + b"\n")
+    write_archive(path, record)
     atomic_write_bytes(path.with_suffix(".csv"), _table(record.slides))
-
-
-def load_record(path: Path) -> ArchiveRecord:
-    """Read a record.
-
-    Raises
-    ------
-    OutputError
-        Missing, damaged, or written by a later version.
-    """
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=ArchiveRecord)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be read: {error.strerror}.") from error
-    except (msgspec.DecodeError, ValueError) as error:
-        raise OutputError(
-            f"{path} is damaged: {error}.", hint="Delete it and run wsi-stain batch again."
-        ) from error
 
 
 def merge_parts(out: Path, total: int) -> None:
@@ -139,7 +90,7 @@ def merge_parts(out: Path, total: int) -> None:
         A part's file is damaged, or the folder refuses.
     """
     paths = [ArchiveFiles(out, Part(index, total)).record for index in range(1, total + 1)]
-    parts = [load_record(path) for path in paths if path.exists()]
+    parts = [read_archive(path) for path in paths if path.exists()]
     ended = len(parts) == total and all(part.state == "finished" for part in parts)
     merged = ArchiveRecord(
         state="finished" if ended else "running",
@@ -148,16 +99,16 @@ def merge_parts(out: Path, total: int) -> None:
         bundle=parts[0].bundle,
         slides=sorted(_slides(parts), key=lambda slide: slide.name),
     )
-    save(out / "archive.json", merged)
+    save(out / ARCHIVE_FILE, merged)
 
 
-def _slides(parts: Iterable[ArchiveRecord]) -> Iterable[SlideRecord]:
+def _slides(parts: Iterable[ArchiveRecord]) -> Iterable[ArchiveSlide]:
     return (slide for part in parts for slide in part.slides)
 
 
-def _table(slides: Sequence[SlideRecord]) -> bytes:
+def _table(slides: Sequence[ArchiveSlide]) -> bytes:
     text = io.StringIO()
-    names = [field.name for field in msgspec.structs.fields(SlideRecord)]
+    names = [field.name for field in msgspec.structs.fields(ArchiveSlide)]
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(names)
     for slide in slides:

@@ -1,7 +1,7 @@
 """The archive's run: one client, its books, its slides.
 
 In: jobs, orders. Out: pyramids, the archive's record. Not here: how slides share the workers
-(`crew`), how one slide is translated.
+(`lanes`), how one slide is translated.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from wsi_stain.archive.crew import ArchiveListener, Crew, Orders, Workers
 from wsi_stain.archive.jobs import Job
+from wsi_stain.archive.lanes import ArchiveListener, Lanes, Orders, Workers
 from wsi_stain.archive.ledger import Ledger
-from wsi_stain.archive.record import ArchiveRecord
 from wsi_stain.archive.watch import Watch
+from wsi_stain.evaluate.archive_page import write_archive_page
 from wsi_stain.files import cannot_write
 from wsi_stain.lock import OutputLock
-from wsi_stain.manifest import Event
+from wsi_stain.manifest import ArchiveRecord, Event
 
 __all__ = ["run_archive"]
 
@@ -60,12 +60,13 @@ def run_archive(jobs: Sequence[Job], orders: Orders, listener: ArchiveListener) 
             watch.hear(name, event)
             listener(name, event)
 
-        crew = Crew(jobs, orders, ledger, listen)
+        lanes = Lanes(jobs, orders, ledger, listen)
         ended = False
         try:
-            crew.work(Workers(orders.base.cluster))
-            ended = not crew.was_cut_short
+            lanes.work(Workers(orders.base.cluster))
+            ended = not lanes.was_cut_short
         finally:
             ledger.close(ended=ended)
             watch.write("finished" if ended else "stopped")
+        write_archive_page(files.out)
     return ledger.record

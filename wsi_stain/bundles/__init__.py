@@ -12,7 +12,14 @@ from pathlib import Path
 from wsi_stain.config import BundleSpec, decode_bundle_spec
 from wsi_stain.errors import BundleError
 
-__all__ = ["bundle_digest", "check_files", "find_bundle", "list_bundles", "read_spec"]
+__all__ = [
+    "bundle_digest",
+    "check_files",
+    "find_bundle",
+    "list_bundles",
+    "name_anywhere",
+    "read_spec",
+]
 
 SPEC_FILE = "bundle.json"
 
@@ -44,6 +51,11 @@ def find_bundle(name: str) -> Path:
         f"No bundle {name}: not a shipped one, and not a folder with a {SPEC_FILE}.",
         hint=f"Shipped bundles: {', '.join(list_bundles()) or 'none'}.",
     )
+
+
+def name_anywhere(name: str) -> str:
+    """Name a bundle so that a process in another folder finds it too: a shipped name, or a path."""
+    return name if name in list_bundles() else str(find_bundle(name))
 
 
 def read_spec(folder: Path) -> BundleSpec:

@@ -20,4 +20,5 @@ class ArchiveConfig(Settings, frozen=True, kw_only=True):
     retry_wait_s: NonNegative = 10.0  # before the second attempt; then twice as long each time
     verify: bool = False  # compare the SHA-256 of outputs that are there
     keep_store: bool = False
+    report: bool = False  # write the page of each slide
     stage: bool = False  # copy slides to the scratch folder ahead of need

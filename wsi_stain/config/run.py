@@ -5,6 +5,7 @@ In: nothing. Out: `RunConfig` and its parts, one per room. Not here: decoding.
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated, Literal
 
 import msgspec
@@ -21,10 +22,14 @@ from wsi_stain.errors import BundleError, ConfigError
 
 
 class SlideConfig(Settings, frozen=True, kw_only=True):
-    """How to read the slide. `mpp` beats what the file says, and is recorded as the user's."""
+    """How to read the slide. `mpp` beats what the file says, and is recorded as the user's.
+
+    `allow_missing`: tiles that cannot be read are background and listed, not an error.
+    """
 
     mpp: Mpp | None = None
     cache_mb: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 64
+    allow_missing: bool = False
 
 
 class TileConfig(Settings, frozen=True, kw_only=True):
@@ -56,6 +61,14 @@ class SampleConfig(Settings, frozen=True, kw_only=True):
     batch_tiles: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 4
 
 
+class TrustConfig(Settings, frozen=True, kw_only=True):
+    """Which tiles are flagged: those beyond a limit. DESIGN, D19 says where limits come from."""
+
+    structure_min: Annotated[float, msgspec.Meta(ge=-1.0, le=1.0)] = 0.80
+    sobel_ssim_min: Annotated[float, msgspec.Meta(ge=-1.0, le=1.0)] = 0.45
+    white_error_max: Fraction = 0.25
+
+
 class WriteConfig(Settings, frozen=True, kw_only=True):
     """How to write the pyramid. Keep `tile_px` a multiple of 16: JPEG and TIFF both need it.
 
@@ -70,14 +83,82 @@ class WriteConfig(Settings, frozen=True, kw_only=True):
     overwrite: bool = False
 
 
+class SlurmConfig(Settings, frozen=True, kw_only=True):
+    """What one Slurm job asks for: it is one worker on one device, or on cores where no `gres`.
+
+    `folder` must be seen under the same path by all hosts: it holds logs, and the run's TLS key
+    while it lasts. `scratch` is a folder of the job's own host. `setup` lines begin each job.
+    """
+
+    queue: str = ""
+    account: str = ""
+    gres: str = "gpu:1"
+    cores: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 4
+    memory_mb: Annotated[int, msgspec.Meta(ge=500)] = 16_000
+    walltime_min: Annotated[int, msgspec.Meta(ge=2, le=60 * 24 * 30)] = 240
+    interface: str = ""
+    folder: str = "wsi-stain-slurm"
+    scratch: str = "/tmp"  # noqa: S108 - Dask makes a folder of its own in it
+    directives: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()
+
+
 class ClusterConfig(Settings, frozen=True, kw_only=True):
-    """Where the work runs. ``workers=0``: one per CUDA device, else one per CPU core."""
+    """Where the work runs. ``workers=0``: one per CUDA device, else one per CPU core.
+
+    `executor`: workers of this machine ("dask"), this process ("serial"), Slurm jobs ("slurm"), or
+    the workers of a scheduler that runs already ("address").
+    """
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     workers: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
-    executor: Literal["dask", "serial"] = "dask"
+    readers: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0  # beside workers with devices
+    executor: Literal["dask", "serial", "slurm", "address"] = "dask"
     memory_limit_mb: Annotated[int, msgspec.Meta(ge=0)] = 0  # 0: three quarters of the machine's
     attempts: Annotated[int, msgspec.Meta(ge=1, le=10)] = 2
+    wait_s: Annotated[int, msgspec.Meta(ge=1, le=30 * 86_400)] = 60  # for a worker, where none is
+    scheduler: str = ""
+    tls_ca: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
+    insecure_tcp: bool = False
+    slurm: SlurmConfig = SlurmConfig()
+
+    def __post_init__(self) -> None:
+        """Refuse settings that do not go together."""
+        if self.executor == "slurm" and not self.workers:
+            raise ValueError('executor = "slurm" needs `workers`: how many jobs')
+        if self.executor != "address" and self.scheduler:
+            raise ValueError('`scheduler` is for executor = "address"')
+        if self.executor == "address":
+            self._check_address()
+
+    def _check_address(self) -> None:
+        protocol, separator, place = self.scheduler.partition("://")
+        host = place.rpartition(":")[0].strip("[]")
+        if not separator or not host or protocol not in ("tcp", "tls"):
+            raise ValueError(
+                f"the scheduler's address is {self.scheduler!r}, not tls://host:port (--scheduler)"
+            )
+        if protocol == "tls" and not (self.tls_ca and self.tls_cert and self.tls_key):
+            raise ValueError("tls:// needs tls_ca, tls_cert and tls_key (--tls-ca ...)")
+        if protocol == "tcp" and not (self.insecure_tcp or _is_loopback(host)):
+            raise ValueError(
+                f"plain TCP to {host} lets everyone on the way read, and run code on all workers: "
+                "use tls://, or say insecure_tcp = true (--insecure-tcp)"
+            )
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the workers may be on other hosts."""
+        return self.executor in ("slurm", "address")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class RunConfig(Settings, frozen=True, kw_only=True):
@@ -89,6 +170,7 @@ class RunConfig(Settings, frozen=True, kw_only=True):
     tiles: TileConfig = TileConfig()
     stain: StainConfig = StainConfig()
     sample: SampleConfig = SampleConfig()
+    trust: TrustConfig = TrustConfig()
     write: WriteConfig = WriteConfig()
     cluster: ClusterConfig = ClusterConfig()
 

@@ -28,6 +28,8 @@ from wsi_stain.stages.keys import he_key
 from wsi_stain.stages.run import Run, one_at_a_time
 from wsi_stain.translate.bundle import count_cuda_devices
 
+RECORDED = ("device", "workers", "executor", "memory_limit_mb", "attempts")
+
 __all__ = ["begin", "cuda_devices", "prepare"]
 
 
@@ -77,10 +79,10 @@ def begin(
     """Open the store and write the record before any work; the lock is held."""
     # Between the first look and the lock another run may have ended.
     _refuse_existing(plan, files, config)
-    if _may_replace(plan, files, config):
-        write = msgspec.structs.replace(config.write, overwrite=True)
-    else:
-        write = config.write
+    # What a killed run left under the output's name goes before the record that says whose it was:
+    # a second kill must not find a file that nobody owns.
+    if not config.write.overwrite and _may_replace(plan, files, config):
+        files.set_aside()
     files.sweep()
     store = PatchStore.create(files.store, plan.grid)
     manifest = RunManifest.begin(
@@ -98,7 +100,7 @@ def begin(
     return Run(
         plan=plan,
         files=files,
-        config=msgspec.structs.replace(config, write=write),
+        config=config,
         store=store,
         manifest=manifest,
         listener=one_at_a_time(listener),
@@ -123,7 +125,9 @@ def _may_replace(plan: SlidePlan, files: RunFiles, config: RunConfig) -> bool:
 def _settings(config: RunConfig) -> dict[str, Any]:
     """Give the settings for the record, as JSON gives them back, without the user's folders."""
     settings: dict[str, Any] = json.loads(msgspec.json.encode(config))
-    return settings | {"bundle": Path(config.bundle).name}
+    # Which hosts did it, and where their keys lie, is no matter of the picture.
+    cluster = {name: settings["cluster"][name] for name in RECORDED}
+    return settings | {"bundle": Path(config.bundle).name, "cluster": cluster}
 
 
 def cuda_devices(config: ClusterConfig) -> int:

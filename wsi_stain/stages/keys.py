@@ -13,8 +13,10 @@ import msgspec
 
 from wsi_stain.bundles import bundle_digest, find_bundle
 from wsi_stain.config import RunConfig
+from wsi_stain.executor import Device
 from wsi_stain.planning import SlidePlan
-from wsi_stain.translate.bundle import fast_dtype, pick_device
+from wsi_stain.stain.tile_scores import SCORES_VERSION
+from wsi_stain.translate.bundle import dtype_on
 from wsi_stain.translate.fit import ColorFit
 
 __all__ = ["digest", "he_key", "ihc_key"]
@@ -30,15 +32,15 @@ def he_key(plan: SlidePlan) -> str:
     return digest(plan.source.digest, plan.grid.digest, plan.source.mpp_l0)
 
 
-def ihc_key(plan: SlidePlan, color: ColorFit, config: RunConfig) -> str:
-    """Identify IHC shards: the H&E, the color fit, the model, how it runs, seed and arithmetic."""
-    device = pick_device(config.cluster.device)
+def ihc_key(plan: SlidePlan, color: ColorFit, config: RunConfig, device: Device) -> str:
+    """Identify IHC shards: H&E, color fit, model, how it runs, seed, arithmetic, scores."""
     return digest(
         he_key(plan),
         color.numbers(),
         bundle_digest(find_bundle(config.bundle)),
         msgspec.to_builtins(config.sample),
         config.seed,
-        device.type,
-        str(fast_dtype(device)),
+        device,
+        dtype_on(device),
+        SCORES_VERSION,
     )

@@ -12,24 +12,31 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from wsi_stain.bundles import name_anywhere
 from wsi_stain.config import RunConfig
 from wsi_stain.errors import OutputError
-from wsi_stain.executor import Done, Executor, Step
+from wsi_stain.executor import Device, Done, Executor, Step
 from wsi_stain.layout import RunFiles
 from wsi_stain.manifest import Event, Listener, RunManifest
 from wsi_stain.planning import SlidePlan
-from wsi_stain.slides.fill import FillTask
+from wsi_stain.slides.fill import FillTask, missing_in
+from wsi_stain.slides.missing import MissingTile, write_table
 from wsi_stain.slides.plan import TileGrid
 from wsi_stain.slides.store import PatchStore
 from wsi_stain.stages.expect import expectation
 from wsi_stain.stages.keys import ihc_key
 from wsi_stain.stages.picture import PictureWriter
+from wsi_stain.stages.tiles import flag_texts, read_scores, summarize
+from wsi_stain.stages.tiles import write_table as write_scores
+from wsi_stain.translate.bundle import device_kind
 from wsi_stain.translate.fit import ColorFit
 from wsi_stain.translate.worker import ShardReport, TranslateTask
 from wsi_stain.write.annotations import annotate_run
 from wsi_stain.write.validate import validate
 
 __all__ = ["Run", "one_at_a_time"]
+
+MISSING_FLAG = "tiles missing in the slide"
 
 
 @dataclass
@@ -47,6 +54,7 @@ class Run:
     listener: Listener
     he_key: str
     devices: set[str] = field(default_factory=set)
+    missing: set[MissingTile] = field(default_factory=set)
     began_s: float = field(default_factory=time.monotonic)
 
     def remark(self, text: str) -> None:
@@ -60,7 +68,7 @@ class Run:
         for text in (*self.plan.source.notes, *color.notes):
             self.remark(text)
         self.manifest.record(stain=color.numbers())
-        steps = self._steps(color)
+        steps = self._steps(color, executor.device)
         bars = {step.name: _Progress(self, step) for step in steps}
         rows_px = self.plan.grid.scale.size_out.height_px
         self.manifest.stage_started("write", total=rows_px)
@@ -87,7 +95,10 @@ class Run:
     def check(self) -> None:
         """Open the pyramid again as a stranger."""
         self.listener(Event("validate", "start"))
-        found = validate(self.files.output, expected=expectation(self.plan))
+        self.missing.update(self.plan.source.missing)
+        for shard in range(self.plan.grid.n_shards):
+            self.missing.update(missing_in(self.store, shard) or ())
+        found = validate(self.files.output, expected=expectation(self.plan, self.missing))
         if not found.ok:
             # Under its own name somebody would use it.
             self.files.output.replace(self.files.unsound)
@@ -97,11 +108,28 @@ class Run:
             )
         self.listener(Event("validate", "finish"))
 
+    def tell_missing(self) -> None:
+        """Say which tiles of the slide are background, in the record and in a table."""
+        write_table(self.files.missing, sorted(self.missing))
+        flags = [f"{MISSING_FLAG}: {len(self.missing)}"] if self.missing else []
+        self.manifest.record(flags=flags)
+        if self.missing:
+            self.remark(_words(self.missing, self.files.missing.name))
+
+    def score_tiles(self) -> None:
+        """Tell which tiles to look at: a table of all, a summary in the record."""
+        scores = read_scores(self.store)
+        write_scores(self.files.tile_scores, self.plan.grid, scores, self.config.trust)
+        summary = summarize(scores, self.config.trust)
+        flags = [*self.manifest.content.flags, *flag_texts(summary)]
+        self.manifest.record(tiles=summary, flags=flags)
+
     def annotate(self) -> None:
         """Write what QuPath shows over the pyramid, and the script that opens both pictures."""
         self.listener(Event("annotate", "start"))
         plan = self.plan
-        annotate_run(self.files, plan.mask, plan.grid, plan.spec, self.manifest.content.stain)
+        stain, missing = self.manifest.content.stain, sorted(self.missing)
+        annotate_run(self.files, plan.mask, plan.grid, plan.spec, stain, missing)
         self.listener(Event("annotate", "finish"))
 
     def finish(self, *, keep_store: bool) -> dict[str, Any]:
@@ -120,6 +148,7 @@ class Run:
             "pixel size um": round(self.plan.grid.scale.mpp_out, 5),
             "bytes": sum(output.bytes for output in record.outputs),
             "tiles": self.plan.grid.n_tiles,
+            "to look at": self._to_look_at(),
             "flags": list(record.flags),
             "notes": list(record.notes),
             # Stages overlap, so their seconds add up to more than the whole.
@@ -127,31 +156,72 @@ class Run:
             "note": "virtual stain, research use only",
         }
 
-    def _steps(self, color: ColorFit) -> tuple[Step, Step]:
-        """Settle what is pending, in the order of a shard's way."""
+    def _to_look_at(self) -> str:
+        """Word how many tiles are flagged, and where they are listed."""
+        tiles = self.manifest.content.tiles
+        return f"{tiles['flagged']} of {tiles['tiles']} tiles; {self.files.tile_scores}"
+
+    def _steps(self, color: ColorFit, device: Device | None) -> tuple[Step, Step]:
+        """Settle what is pending, in the order of a shard's way.
+
+        Workers may be elsewhere: they are told whole paths, and one kind of device for all shards.
+        """
         config = self.config
-        key = ihc_key(self.plan, color, config)
+        device = device or device_kind(config.cluster.device)
+        key = ihc_key(self.plan, color, config, device)
+        store = self.files.store.absolute()
         translate = TranslateTask(
-            store=self.files.store,
-            bundle=config.bundle,
+            store=store,
+            bundle=name_anywhere(config.bundle),
             sample=config.sample,
             start=color.start,
             white=color.white,
             map_scale=color.map_scale,
             seed=config.seed,
-            device=config.cluster.device,
+            device=device,
             key=key,
         )
-        fill = FillTask(self.plan.source, self.files.store, self.he_key)
+        fill = FillTask(self.plan.source, store, self.he_key)
+        torn = self._torn()
         return (
-            Step("fill", fill, self.store.pending("he", self.he_key, verify=True)),
-            Step("translate", translate, self.store.pending("ihc", key, verify=True)),
+            Step(
+                "fill", fill, sorted({*self.store.pending("he", self.he_key, verify=True), *torn})
+            ),
+            Step(
+                "translate",
+                translate,
+                sorted({*self.store.pending("ihc", key, verify=True), *torn}),
+            ),
         )
+
+    def _torn(self) -> list[int]:
+        """List shards with tiles missing that were allowed before and are not now."""
+        lacks = {shard: missing_in(self.store, shard) for shard in range(self.plan.grid.n_shards)}
+        allowed = self.config.slide.allow_missing
+        return [s for s, missing in lacks.items() if missing is None or (missing and not allowed)]
 
     def _hear(self, done: Done) -> None:
         """Take what a worker says about a shard into the record."""
-        if isinstance(done.result, ShardReport):
-            self.devices.add(f"{done.result.device} {done.result.dtype}")
+        if not isinstance(done.result, ShardReport):
+            return
+        self.devices.add(f"{done.result.device} {done.result.dtype}")
+        asked, fits = self.config.sample.batch_tiles, done.result.batch_tiles
+        text = (
+            f"Memory of {done.result.device} did not hold batches of {asked} tiles: {fits} were "
+            f"taken, so that tiles may differ by 1 grey level (--batch {fits} asks for them)."
+        )
+        if 0 < fits < asked and text not in self.manifest.content.notes:
+            self.remark(text)
+
+
+def _words(missing: set[MissingTile], table: str) -> str:
+    """Word what is missing: how much, the first of it, where the rest is told."""
+    first = min(missing)
+    place = f"level {first.level}, row {first.row}, column {first.column}"
+    return (
+        f"{len(missing)} tiles of the slide cannot be read and are left as background; the first: "
+        f"{place} ({first.reason}); all of them: {table}."
+    )
 
 
 class _Progress:

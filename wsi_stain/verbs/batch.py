@@ -20,10 +20,11 @@ from wsi_stain.verbs.options import (
 from wsi_stain.verbs.translate import refuse_unused, translate
 
 if TYPE_CHECKING:
-    from wsi_stain.archive.crew import Orders
     from wsi_stain.archive.jobs import Job
-    from wsi_stain.archive.record import ArchiveFiles, ArchiveRecord
+    from wsi_stain.archive.lanes import Orders
+    from wsi_stain.archive.record import ArchiveFiles
     from wsi_stain.config import RunConfig
+    from wsi_stain.manifest import ArchiveRecord
 
 __all__ = ["batch"]
 
@@ -57,6 +58,9 @@ __all__ = ["batch"]
 @click.option(
     "--keep-store", "archive__keep_store", is_flag=True, default=None, help="Keep patch stores."
 )
+@click.option(
+    "--report", "archive__report", is_flag=True, default=None, help="Write the page of each slide."
+)
 @quiet_option
 @json_option
 def batch(**options: Any) -> None:
@@ -73,8 +77,8 @@ def batch(**options: Any) -> None:
     What is done and sound is skipped, what fails is listed at the end with the next thing to do
     (exit code 9) and in archive.json and archive.csv. Stopped runs go on: type the same again.
     """
-    from wsi_stain.archive.crew import Orders
     from wsi_stain.archive.jobs import Part
+    from wsi_stain.archive.lanes import Orders
     from wsi_stain.archive.record import ArchiveFiles
     from wsi_stain.config import ArchiveConfig
     from wsi_stain.config.decode import decode_flags

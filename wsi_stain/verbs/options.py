@@ -30,7 +30,7 @@ HEADINGS = {
     "Archive": {"archive", "recursive", "dry_run", "part", "scratch"},
     "Slide and tiles": {"slide", "tiles"},
     "Model": {"bundle", "seed", "sample", "stain", "unguided"},
-    "Output": {"out", "write", "keep_store"},
+    "Output": {"out", "write", "keep_store", "no_report"},
     "Machine": {"cluster"},
 }
 
@@ -70,6 +70,13 @@ def together(options: list[Callable[[F], F]]) -> Callable[[F], F]:
 plan_options = together(
     [
         click.option("--mpp", "slide__mpp", type=float, help="Pixel size of the slide, um/px."),
+        click.option(
+            "--allow-missing",
+            "slide__allow_missing",
+            is_flag=True,
+            default=None,
+            help="Tiles that cannot be read become background, and are listed.",
+        ),
         click.option("--bundle", "bundle", help="Model: a shipped name or a folder."),
         click.option("--recipe", type=PATH, help="TOML file with settings; flags beat it."),
         click.option("--overlap-px", "tiles__overlap_px", type=int, help="Overlap of tiles, px."),
@@ -84,6 +91,19 @@ plan_options = together(
         ),
         click.option("--device", "cluster__device", help="auto, cuda or cpu."),
         click.option("--workers", "cluster__workers", type=int, help="0: one per device or core."),
+        click.option(
+            "--scheduler", "cluster__scheduler", help="Workers elsewhere: tls://HOST:PORT."
+        ),
+        click.option("--tls-ca", "cluster__tls_ca", help="Certificate of the authority, PEM."),
+        click.option("--tls-cert", "cluster__tls_cert", help="Certificate of this client, PEM."),
+        click.option("--tls-key", "cluster__tls_key", help="Its private key, mode 600."),
+        click.option(
+            "--insecure-tcp",
+            "cluster__insecure_tcp",
+            is_flag=True,
+            default=None,
+            help="Allow tcp:// to another host.",
+        ),
     ]
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
@@ -101,6 +121,8 @@ def settle(options: dict[str, Any]) -> tuple[Any, dict[str, str]]:
     from wsi_stain.config import resolve_run_config
 
     recipe = options.pop("recipe")
+    if options.get("cluster__scheduler") is not None:
+        options["cluster__executor"] = "address"
     # A flag's name in Python is its place in the settings: write__quality is write.quality.
     flags = {name.replace("__", "."): value for name, value in options.items()}
     return resolve_run_config(flags, recipe)

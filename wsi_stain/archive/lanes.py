@@ -37,13 +37,14 @@ from wsi_stain.archive.weather import may_pass
 from wsi_stain.archive.wording import next_command, told, without_folders
 from wsi_stain.config import ArchiveConfig, ClusterConfig, RunConfig
 from wsi_stain.dispatch import Executor, open_executor
-from wsi_stain.errors import DiskFullError, OutputError
+from wsi_stain.errors import DiskFullError, OutputError, WsiStainError
+from wsi_stain.evaluate.report import write_report
 from wsi_stain.layout import Place, RunFiles
 from wsi_stain.manifest import Event, Listener
 from wsi_stain.pipeline import translate_planned
 from wsi_stain.planning import plan_slide, some_tiles
 
-__all__ = ["ArchiveListener", "Crew", "Orders", "Workers"]
+__all__ = ["ArchiveListener", "Lanes", "Orders", "Workers"]
 
 # Hears the name of a slide and what happened to it.
 ArchiveListener = Callable[[str, Event], None]
@@ -129,7 +130,7 @@ class Workers:
             self._over.wait()
 
 
-class Crew:
+class Lanes:
     """The threads of an archive's run: each takes one slide after the other.
 
     Memory bound: that of one run, times the slides at once.
@@ -158,12 +159,12 @@ class Crew:
         if config.stage and self._scratch:
             self._stager = Stager(self._scratch / "staged", self._is_needed)
 
-    def work(self, crew: AbstractContextManager[Workers]) -> None:
+    def work(self, workers: AbstractContextManager[Workers]) -> None:
         """Do all; on an interrupt the workers end first, then those who wait for them."""
         slots = ThreadPoolExecutor(self._n_slots, thread_name_prefix="slide")
         try:
-            with self._stager or nullcontext(), crew as workers:
-                threads = [slots.submit(self._slot, workers) for _ in range(self._n_slots)]
+            with self._stager or nullcontext(), workers as shared:
+                threads = [slots.submit(self._slot, shared) for _ in range(self._n_slots)]
                 try:
                     for thread in threads:
                         thread.result()
@@ -207,6 +208,8 @@ class Crew:
         with self._slide(job) as slide:
             summary = self._road(slide, turn, config, self._listening(job, log), workers)
         self._tidy(job)
+        if self._orders.config.report:
+            notes += self._report(job, log)
         self._ledger.enter(
             job,
             state="done",
@@ -245,11 +248,25 @@ class Crew:
 
         return listen
 
+    def _report(self, job: Job, log: SlideLog) -> list[str]:
+        """Write a slide's page; where that fails the slide is done all the same, with a note."""
+        try:
+            write_report(self._files(job).folder, is_fresh=True, listener=self._listening(job, log))
+        except WsiStainError as error:
+            return [f"The report could not be written: {self._clean(told(error))}"]
+        return []
+
     def _skip(self, job: Job, files: RunFiles, past: Past) -> None:
         record = past.record
-        notes = [self._clean(note) for note in record.notes]
         self._ledger.enter(
-            job, files, state="skipped", flags=record.flags, notes=notes, error="", next=""
+            job,
+            files,
+            state="skipped",
+            tiles=record.tiles.get("tiles", 0),
+            flags=record.flags,
+            notes=[self._clean(note) for note in record.notes],
+            error="",
+            next="",
         )
         self._tell(job, Event("archive", "finish", text="skipped"))
 

@@ -1,0 +1,134 @@
+"""Dask as separate processes: a scheduler and workers that a test starts and kills."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from wsi_stain.cluster.credentials import new_credentials
+from wsi_stain.cluster.quiet import as_environment, dask_settings
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+LOOPBACK = "127.0.0.1"
+START_S = 120
+
+
+@dataclass
+class DaskProcesses:
+    """Scheduler and workers, started by the commands that docs/cluster.md gives."""
+
+    folder: Path
+    tls: dict[str, Path] | None
+    scheduler: subprocess.Popen[bytes] | None = None
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    address: str = ""
+
+    def start_scheduler(self, port: int = 0) -> str:
+        where = ["--host", LOOPBACK, "--port", str(port), "--protocol", self.protocol]
+        self.scheduler = self._start("dask_scheduler", *where, name="scheduler")
+        self.address = self._address()
+        return self.address
+
+    def start_worker(self, *arguments: str) -> subprocess.Popen[bytes]:
+        name = f"worker-{len(self.workers)}"
+        common = ["--host", LOOPBACK, "--protocol", self.protocol, "--nthreads", "1"]
+        worker = self._start("dask_worker", self.address, *common, *arguments, name=name)
+        self.workers.append(worker)
+        return worker
+
+    def wait_for_workers(self, count: int) -> None:
+        log = self.folder / "scheduler.log"
+        end_s = time.monotonic() + START_S
+        while log.read_text().count("Register worker") < count:
+            assert time.monotonic() < end_s, log.read_text()
+            time.sleep(0.05)
+
+    def flags(self) -> list[str]:
+        """What `wsi-stain translate` is given."""
+        if self.tls is None:
+            return ["--scheduler", self.address]
+        files = [f"--tls-{name}={path}" for name, path in self.tls.items()]
+        return ["--scheduler", self.address, *files]
+
+    @property
+    def protocol(self) -> str:
+        return "tcp://" if self.tls is None else "tls://"
+
+    def listening(self) -> set[str]:
+        """Addresses that any of the processes listens on."""
+        return {
+            connection.laddr.ip
+            for process in [self.scheduler, *self.workers]
+            if process is not None
+            for member in [psutil.Process(process.pid), *children(process.pid)]
+            for connection in member.net_connections(kind="inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+
+    def stop(self) -> None:
+        processes = [process for process in [*self.workers, self.scheduler] if process is not None]
+        for process in processes:
+            for child in children(process.pid):
+                child.kill()
+            process.kill()
+            process.wait()
+
+    def _start(self, program: str, *arguments: str, name: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", f"distributed.cli.{program}", *arguments]
+        command += ["--no-dashboard", "--dashboard-address", f"{LOOPBACK}:0"]
+        if self.tls is not None:
+            names = {"ca": "ca-file", "cert": "cert", "key": "key"}
+            command += [f"--tls-{names[key]}={path}" for key, path in self.tls.items()]
+        settings = as_environment(dask_settings(str(self.folder)))
+        log = (self.folder / f"{name}.log").open("wb")
+        with log:
+            return subprocess.Popen(
+                command, cwd=CHECKOUT, env=os.environ | settings, stdout=log, stderr=log
+            )
+
+    def _address(self) -> str:
+        log = self.folder / "scheduler.log"
+        end_s = time.monotonic() + START_S
+        while "Scheduler at:" not in (text := log.read_text()):
+            assert time.monotonic() < end_s, text
+            time.sleep(0.05)
+        return text.split("Scheduler at:")[1].split()[0]
+
+
+def children(pid: int) -> list[psutil.Process]:
+    try:
+        return list(psutil.Process(pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files of one authority: ca, cert, key (mode 600)."""
+    folder = tmp_path_factory.mktemp("tls")
+    new_credentials(folder)
+    return {name: folder / f"{name}.pem" for name in ("ca", "cert", "key")}
+
+
+@pytest.fixture
+def start_dask(tmp_path: Path) -> Iterator[Callable[[dict[str, Path] | None], DaskProcesses]]:
+    """Give the function that makes a `DaskProcesses`; all are killed at the end."""
+    made: list[DaskProcesses] = []
+
+    def start(tls: dict[str, Path] | None) -> DaskProcesses:
+        folder = tmp_path / f"dask-{len(made)}"
+        folder.mkdir()
+        made.append(DaskProcesses(folder, tls))
+        return made[-1]
+
+    yield start
+    for processes in made:
+        processes.stop()

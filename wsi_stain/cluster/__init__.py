@@ -1,0 +1,50 @@
+"""Where the work runs: workers of this machine, Slurm jobs, or a scheduler that runs already.
+
+In: `ClusterConfig`. Out: a `Crew`. Not here: tasks, torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from wsi_stain.cluster.address import address_crew
+from wsi_stain.cluster.crew import GPU, Crew, Places, workers_for
+from wsi_stain.cluster.local import local_crew
+from wsi_stain.cluster.machine import available_cores, visible_devices
+from wsi_stain.cluster.slurm import slurm_crew
+from wsi_stain.config import ClusterConfig
+
+__all__ = [
+    "GPU",
+    "Crew",
+    "Places",
+    "available_cores",
+    "open_crew",
+    "visible_devices",
+    "workers_for",
+]
+
+
+def open_crew(
+    config: ClusterConfig, count_devices: Callable[[ClusterConfig], int]
+) -> AbstractContextManager[Crew]:
+    """Give a context manager that finds or starts workers, and lets go of them at the end.
+
+    Parameters
+    ----------
+    config
+        `executor` says where: "dask" is this machine, "slurm", "address".
+    count_devices
+        Counts the CUDA devices of the machine it runs on.
+
+    Raises
+    ------
+    DeviceError
+        On entering: no workers.
+    """
+    if config.executor == "slurm":
+        return slurm_crew(config)
+    if config.executor == "address":
+        return address_crew(config)
+    return local_crew(config, visible_devices(count_devices(config)))

@@ -1,0 +1,208 @@
+"""Workers as Slurm jobs, by dask-jobqueue: one job, one worker, one device.
+
+In: settings. Out: a `Crew`. Not here: what runs on them.
+
+The scheduler runs in this process. All that travels is encrypted and authenticated with a
+certificate made for this run; its key lies in a folder that only this user can enter, beside the
+jobs' logs, and goes with the run. Jobs that end (walltime, preemption, scancel) are replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsi_stain.cluster.address import wait_for_workers
+from wsi_stain.cluster.credentials import new_credentials
+from wsi_stain.cluster.crew import GPU, Crew, gpu_places
+from wsi_stain.cluster.quiet import as_environment, dask_settings, quiet_logs, thread_environment
+from wsi_stain.config import ClusterConfig, SlurmConfig
+from wsi_stain.errors import ConfigError, DeviceError
+from wsi_stain.files import cannot_write
+
+if TYPE_CHECKING:
+    from dask_jobqueue import SLURMCluster
+    from distributed import Security
+
+__all__ = ["slurm_crew"]
+
+LOOPBACK = "127.0.0.1"
+# A worker says good-bye this long before its walltime, each one a little apart from the others.
+LEAVE_MIN = 5
+STAGGER_MIN = 2
+LOST_JOB_S = 20
+ADAPT_S = 5
+# The loss of this many workers is weather, not a fault of the shard that they worked on.
+ALLOWED_LOSSES = 3
+PRIVATE = 0o700
+
+
+@contextmanager
+def slurm_crew(config: ClusterConfig) -> Iterator[Crew]:
+    """Submit `workers` jobs, and keep as many running.
+
+    Parameters
+    ----------
+    config
+        `slurm`: what a job asks for. `wait_s`: how long a first job may wait in the queue.
+
+    Raises
+    ------
+    ConfigError
+        The shared folder cannot be used.
+    DeviceError
+        dask-jobqueue or Slurm is not there, Slurm refuses the job, or no job has started in time.
+    """
+    import dask
+    from distributed import Client
+
+    _check_tools()
+    with _private_folder(config.slurm) as folder:
+        settings = _settings(str(folder))
+        with dask.config.set(settings), quiet_logs():
+            cluster = _start(config, folder, settings)
+            with cluster, Client(cluster) as client:
+                script = folder / "job.sh"
+                script.write_text(cluster.job_script(), encoding="utf-8")
+                _ask_slurm(script)
+                cluster.adapt(
+                    minimum_jobs=config.workers,
+                    maximum_jobs=config.workers,
+                    interval=f"{ADAPT_S} s",
+                )
+                wait_for_workers(client, config.wait_s, f"(logs: {_logs(config.slurm)})")
+                yield Crew(
+                    client,
+                    config.workers,
+                    config.wait_s,
+                    gpu_places(bool(config.slurm.gres)),
+                    is_remote=True,
+                    where=f"in Slurm (logs: {_logs(config.slurm)})",
+                )
+
+
+def _check_tools() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("dask_jobqueue", "cryptography") if find_spec(name) is None]
+    if missing:
+        raise DeviceError(
+            f"Slurm needs {' and '.join(missing)}, which this installation lacks.",
+            hint="pip install 'wsi-stain[slurm]'",
+        )
+    if shutil.which("sbatch") is None:
+        raise DeviceError(
+            "There is no sbatch on this host: Slurm's commands are not installed here.",
+            hint="Start it on a login node, or give workers by address: --scheduler.",
+        )
+
+
+def _logs(slurm: SlurmConfig) -> Path:
+    return Path(slurm.folder).absolute() / "logs"
+
+
+@contextmanager
+def _private_folder(slurm: SlurmConfig) -> Iterator[Path]:
+    """Make a folder for the run's key that nobody else can enter, and remove it at the end."""
+    shared = Path(slurm.folder).absolute()
+    if shlex.quote(str(shared)) != str(shared):
+        raise ConfigError(
+            f"cluster.slurm.folder is {shared}: job scripts cannot name such a folder.",
+            hint="Choose one without spaces and signs.",
+        )
+    try:
+        shared.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix="run-", dir=shared)  # mode 700
+    except OSError as error:
+        raise cannot_write(shared, error) from error
+    with folder as name:
+        yield Path(name)
+
+
+def _settings(folder: str) -> dict[str, Any]:
+    # A lost job is replaced soon: Slurm gives a new one another name.
+    return dask_settings(folder) | {"distributed.deploy.lost-worker-timeout": f"{LOST_JOB_S} s"}
+
+
+def _start(config: ClusterConfig, folder: Path, settings: dict[str, Any]) -> SLURMCluster:
+    from dask_jobqueue import SLURMCluster
+
+    try:
+        cluster = SLURMCluster(
+            **_job(config, settings, new_credentials(folder)),
+            silence_logs=logging.CRITICAL,
+            scheduler_options=_scheduler_options(config.slurm),
+        )
+    except (RuntimeError, OSError, ValueError, TimeoutError) as error:
+        raise DeviceError(f"The scheduler for Slurm jobs did not start: {error}.") from error
+    return cluster
+
+
+def _ask_slurm(script: Path) -> None:
+    """Have Slurm check the job: one that it refuses would be tried again and again, unheard."""
+    command = ["sbatch", "--test-only", str(script)]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - fixed
+    if asked.returncode != 0:
+        raise DeviceError(
+            f"Slurm did not take the job: {' '.join(asked.stderr.split())[-400:]}.",
+            hint="Check [cluster.slurm] in the recipe: queue, account, gres, memory_mb.",
+        )
+
+
+def _scheduler_options(slurm: SlurmConfig) -> dict[str, Any]:
+    from distributed.utils import get_ip
+
+    where = {"interface": slurm.interface} if slurm.interface else {"host": get_ip()}
+    return where | {
+        "port": 0,
+        "dashboard": False,
+        "dashboard_address": f"{LOOPBACK}:0",
+        "allowed_failures": ALLOWED_LOSSES,
+    }
+
+
+def _job(config: ClusterConfig, settings: dict[str, Any], security: Security) -> dict[str, Any]:
+    """Say what a job asks for, and how its worker is started."""
+    slurm = config.slurm
+    local = as_environment(settings | {"temporary-directory": slurm.scratch})
+    exports = local | thread_environment(slurm.cores)
+    gres = [f"--gres={slurm.gres}"] if slurm.gres else []
+    return {
+        "queue": slurm.queue or None,
+        "account": slurm.account or None,
+        "interface": slurm.interface or None,
+        # On a device one thread reads the next shard while the other translates.
+        "cores": 2 if slurm.gres else 1,
+        "job_cpu": slurm.cores,
+        "processes": 1,
+        "memory": f"{slurm.memory_mb} MiB",
+        "walltime": f"{slurm.walltime_min // 60:02}:{slurm.walltime_min % 60:02}:00",
+        "protocol": "tls://",
+        "security": security,
+        "local_directory": slurm.scratch,
+        "log_directory": str(_logs(slurm)),
+        "python": shlex.quote(sys.executable),
+        "job_name": "wsi-stain",
+        "job_extra_directives": [*gres, *slurm.directives],
+        "job_script_prologue": [
+            *slurm.setup,
+            *(f"export {name}={shlex.quote(value)}" for name, value in exports.items()),
+        ],
+        "worker_extra_args": _worker_arguments(slurm),
+    }
+
+
+def _worker_arguments(slurm: SlurmConfig) -> list[str]:
+    lifetime_min = max(1, slurm.walltime_min - LEAVE_MIN)
+    arguments = ["--lifetime", f"{lifetime_min}m", "--lifetime-stagger", f"{STAGGER_MIN}m"]
+    # Even the page that tells a worker's health stays on its own host.
+    arguments += ["--no-dashboard", "--dashboard-address", f"{LOOPBACK}:0"]
+    return [*arguments, "--resources", f"{GPU}=1"] if slurm.gres else arguments
