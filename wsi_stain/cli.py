@@ -22,6 +22,7 @@ __all__ = ["SECTIONS", "cli", "main"]
 # Heading to verbs, in the order of use. Verb `x` is the command `x` of module `verbs.x`.
 SECTIONS = {
     "One slide": ["translate", "plan", "info", "validate", "report", "quantify"],
+    "Many slides": ["batch"],
     "Start here": ["sample", "doctor", "completion"],
     "Models": ["train", "distill", "evaluate"],
 }

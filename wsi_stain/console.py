@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -28,10 +29,19 @@ from rich.text import Text
 
 from wsi_stain.manifest import Event
 
-__all__ = ["ProgressDisplay", "plan_rows", "print_facts", "print_summary", "summary_rows"]
+__all__ = [
+    "ArchiveDisplay",
+    "ProgressDisplay",
+    "plan_rows",
+    "print_archive",
+    "print_facts",
+    "print_summary",
+    "summary_rows",
+]
 
 STAGE_NAMES = {
     "run": "note",
+    "pace": "try this machine",
     "plan": "find tissue, plan",
     "fill": "read patches",
     "overview": "keep H&E pictures",
@@ -168,6 +178,88 @@ class ProgressDisplay:
                 self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
             else:
                 print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+class ArchiveDisplay:
+    """Listens to an archive: a bar for all slides, one for each slide in work; plain lines else.
+
+    Parameters
+    ----------
+    total
+        Number of slides.
+    quiet
+        Show nothing but errors.
+    """
+
+    def __init__(self, total: int, *, quiet: bool = False) -> None:
+        self._quiet, self._total, self._ended = quiet, total, 0
+        console = Console(stderr=True)
+        self._live = console.is_terminal and not quiet
+        self._progress = Progress(
+            TextColumn("{task.description:<42}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not self._live,
+        )
+        self._bars: dict[str, TaskID] = {}
+        self._all = self._progress.add_task("slides", total=total)
+
+    def __enter__(self) -> ArchiveDisplay:
+        self._progress.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.__exit__(kind, error, trace)
+
+    def __call__(self, name: str, event: Event) -> None:
+        """Show what happened to a slide."""
+        if event.stage == "archive":
+            self._of_slide(name, event)
+        elif event.kind == "note":
+            self._say(f"{name}: {event.text}")
+        elif self._live and name in self._bars:
+            stage = STAGE_NAMES.get(event.stage, event.stage)
+            self._progress.update(
+                self._bars[name],
+                description=f"  {name[:20]:<20} {stage}",
+                completed=event.done,
+                total=event.total or None,
+            )
+
+    def _of_slide(self, name: str, event: Event) -> None:
+        if event.kind == "start" and self._live:
+            self._bars[name] = self._progress.add_task(f"  {name[:20]}", total=None)
+        if event.kind in ("finish", "note") and name in self._bars:
+            self._progress.remove_task(self._bars.pop(name))
+        if event.kind == "finish":
+            self._ended += 1
+            self._progress.update(self._all, completed=self._ended)
+            self._say(f"[{self._ended}/{self._total}] {name}: {event.text}")
+        elif event.text:
+            self._say(f"{name}: {event.text}")
+
+    def _say(self, line: str) -> None:
+        if self._live:
+            self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        elif not self._quiet:
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def print_archive(
+    counts: Mapping[str, int], failed: Iterable[tuple[str, str, str]], record: Path
+) -> None:
+    """Print the end of an archive on stdout: counts, then each failure and what to do about it."""
+    words = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    print(*_aligned([("slides", words or "none"), ("record", str(record))]), sep="\n")  # noqa: T201
+    for name, error, following in failed:
+        print(f"failed  {name}: {error}\n        next: {following}")  # noqa: T201
 
 
 def plan_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ as failed.
 from __future__ import annotations
 
 import contextlib
+import copy
 import queue
 import time
 import uuid
@@ -60,6 +61,7 @@ __all__ = [
 ]
 
 POLL_S = 5.0
+RANK_SHARDS = 10**9  # more shards than a slide has
 LOST_PAUSE_S = 0.05
 START_S = 60.0  # for a worker to import what it needs
 
@@ -87,11 +89,18 @@ class DaskExecutor(StepRunner):
         self._crew, self._client = crew, crew.client
         self._attempts = attempts
         self._device = device
+        self._rank = 0
 
     @property
     def device(self) -> Device | None:
         """See `Executor.device`."""
         return self._device
+
+    def ranked(self, rank: int) -> DaskExecutor:
+        """See `Executor.ranked`: the same workers; may be used from another thread."""
+        other = copy.copy(self)
+        other._rank = rank
+        return other
 
     def run_steps(self, steps: Sequence[Step]) -> Iterator[Done]:
         """See `Executor.run_steps`."""
@@ -151,7 +160,7 @@ class DaskExecutor(StepRunner):
                 chain.number,
                 pure=False,
                 retries=self._attempts - 1,
-                priority=-chain.number,
+                priority=-(self._rank * RANK_SHARDS + chain.number),
                 resources=dict(self._crew.places.get(steps[step].name, {})) or None,
             )
             running[future] = chain

@@ -14,6 +14,7 @@ __all__ = [
     "ConfigError",
     "DeviceError",
     "DiskFullError",
+    "LockedError",
     "MppUnknownError",
     "NoTissueError",
     "OutputError",
@@ -101,6 +102,10 @@ class OutputError(WsiStainError, OSError):
 
 class DiskFullError(OutputError):
     """No space, or no quota, for an output (exit code 8): further work cannot be kept either."""
+
+
+class LockedError(OutputError):
+    """An output that another run works on (exit code 8)."""
 
 
 class BatchError(WsiStainError, RuntimeError):

@@ -137,6 +137,10 @@ class Executor(Protocol):
         """
         ...
 
+    def ranked(self, rank: int) -> Executor:
+        """Give this executor to one of several slides at once; the lowest rank goes first."""
+        ...
+
 
 class ShardsFailed(DeviceError):
     """Shards that failed after all attempts (exit code 7)."""
@@ -184,6 +188,10 @@ class StepRunner(ABC):
         """See `Executor.run`."""
         for done in self.run_steps([Step("task", task, numbers)]):
             yield done.number, done.result
+
+    def ranked(self, rank: int) -> Executor:
+        """See `Executor.ranked`."""
+        return self
 
 
 @dataclass(frozen=True)

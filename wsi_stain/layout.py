@@ -23,7 +23,7 @@ from pathlib import Path
 from wsi_stain.errors import OutputError
 from wsi_stain.files import OLD_SUFFIX, PART_SUFFIX, cannot_write, remove_any
 
-__all__ = ["RunFiles", "find_run"]
+__all__ = ["RUN_SUFFIX", "Place", "RunFiles", "find_run", "is_output", "safe_name", "slug"]
 
 OUTPUT_SUFFIX = ".ome.tiff"
 OUTPUT_SUFFIXES = {"ome-tiff": OUTPUT_SUFFIX, "ome-zarr": ".ome.zarr"}  # by format
@@ -31,6 +31,25 @@ RUN_SUFFIX = ".run"
 UNCERTAINTY_SUFFIX = "_uncertainty.ome.tiff"
 NAME_MAX_BYTES = 120
 SLUG_MAX_CHARS = 40
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run puts its files, where that takes more than a folder to say.
+
+    Attributes
+    ----------
+    out
+        Output folder.
+    name
+        What the names of its files begin with, before the marker; empty: the slide's name.
+    scratch
+        Folder for the patch store alone, on a disk that all workers see; none: the run folder.
+    """
+
+    out: Path
+    name: str = ""
+    scratch: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -43,13 +62,16 @@ class RunFiles:
         The pyramid.
     folder
         The run folder: manifest, lock, patch store, H&E pictures, report.
+    scratch
+        Folder of the patch store, where that is not the run folder.
     """
 
     output: Path
     folder: Path
+    scratch: Path | None = None
 
     @classmethod
-    def of(cls, out: Path, slide: Path, marker: str, pyramid: str = "ome-tiff") -> RunFiles:
+    def of(cls, out: Path | Place, slide: Path, marker: str, pyramid: str = "ome-tiff") -> RunFiles:
         """Name the files of a run; `pyramid` is the format of the output.
 
         Raises
@@ -57,8 +79,13 @@ class RunFiles:
         OutputError
             The output would be the slide itself.
         """
-        name = f"{safe_name(slide.name)}_{slug(marker)}"
-        files = cls(out / (name + OUTPUT_SUFFIXES[pyramid]), out / (name + RUN_SUFFIX))
+        place = out if isinstance(out, Place) else Place(out)
+        name = f"{place.name or safe_name(slide.name)}_{slug(marker)}"
+        files = cls(
+            place.out / (name + OUTPUT_SUFFIXES[pyramid]),
+            place.out / (name + RUN_SUFFIX),
+            place.scratch,
+        )
         if files.output.exists() and slide.exists() and files.output.samefile(slide):
             raise OutputError(f"Output {files.output} is the slide itself.", hint="Use --out.")
         return files
@@ -81,12 +108,12 @@ class RunFiles:
     @property
     def store(self) -> Path:
         """The patch store."""
-        return self.folder / "store"
+        return (self.scratch or self.folder) / "store"
 
     @property
     def discarded(self) -> Path:
         """The patch store while it is being removed."""
-        return self.folder / "store.discarded"
+        return (self.scratch or self.folder) / "store.discarded"
 
     @property
     def unsound(self) -> Path:
@@ -188,6 +215,15 @@ def safe_name(file_name: str) -> str:
     while len(kept.encode()) > NAME_MAX_BYTES:
         kept = kept[:-1]
     return kept or "slide"
+
+
+def is_output(path: Path) -> bool:
+    """Tell whether a file is the pyramid of a run: its run folder lies beside it."""
+    return any(
+        path.with_name(path.name.removesuffix(end) + RUN_SUFFIX).is_dir()
+        for end in OUTPUT_SUFFIXES.values()
+        if path.name.endswith(end)
+    )
 
 
 def find_run(path: Path) -> RunFiles:

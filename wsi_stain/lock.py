@@ -19,7 +19,7 @@ from types import TracebackType
 
 import msgspec
 
-from wsi_stain.errors import OutputError
+from wsi_stain.errors import LockedError, OutputError
 from wsi_stain.files import cannot_write
 
 __all__ = ["Holder", "OutputLock"]
@@ -96,8 +96,10 @@ class OutputLock:
 
     Raises
     ------
+    LockedError
+        On entering: held by another process.
     OutputError
-        On entering: held by another process, or the file cannot be made.
+        On entering: the file cannot be made.
     """
 
     def __init__(self, path: Path) -> None:
@@ -164,16 +166,16 @@ class OutputLock:
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
-    def _held(self, holder: Holder | None, *, sure: bool) -> OutputError:
+    def _held(self, holder: Holder | None, *, sure: bool) -> LockedError:
         if holder is None:
-            return OutputError(
+            return LockedError(
                 f"Another run is just starting on this output ({self.path}).",
                 hint="Wait for it to end, or choose another folder with --out.",
             )
         hint = "Wait for it to end, or choose another folder with --out."
         if not sure:
             hint += f" If that run is dead, delete {self.path}."
-        return OutputError(f"Another run works on this output: {holder} ({self.path}).", hint=hint)
+        return LockedError(f"Another run works on this output: {holder} ({self.path}).", hint=hint)
 
 
 def _is_file_at(handle: int, path: Path) -> bool:

@@ -149,6 +149,10 @@ class ArchiveRecord(msgspec.Struct, kw_only=True, omit_defaults=False):
     bundle: str
     slides: list[ArchiveSlide] = []
 
+    def of_state(self, state: str) -> list[ArchiveSlide]:
+        """Give the slides in a state."""
+        return [slide for slide in self.slides if slide.state == state]
+
 
 def write_archive(path: Path, record: ArchiveRecord) -> None:
     """Replace `archive.json` at `path`, whole."""

@@ -1,6 +1,6 @@
 """The table of contents: one slide from H&E to a checked virtual IHC pyramid.
 
-Read `translate_slide` from top to bottom: it is the road, and each line is one stage. What a
+Read `translate_planned` from top to bottom: it is the road, and each line is one stage. What a
 stage does is in `stages`; how is in the four rooms.
 """
 
@@ -15,12 +15,12 @@ from typing import Any
 from wsi_stain import stages
 from wsi_stain.config import RunConfig
 from wsi_stain.dispatch import Executor, open_executor
-from wsi_stain.layout import RunFiles
+from wsi_stain.layout import Place, RunFiles
 from wsi_stain.lock import OutputLock
 from wsi_stain.manifest import Listener, ignore
-from wsi_stain.planning import plan_slide
+from wsi_stain.planning import SlidePlan, plan_slide
 
-__all__ = ["RunResult", "translate_slide"]
+__all__ = ["RunResult", "translate_planned", "translate_slide"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class RunResult:
 
 def translate_slide(
     path: Path,
-    out: Path,
+    out: Path | Place,
     config: RunConfig,
     *,
     origins: Mapping[str, str] | None = None,
@@ -52,7 +52,7 @@ def translate_slide(
     path
         H&E slide; never written to.
     out
-        Output folder, made if absent.
+        Output folder, made if absent; a `Place` says more.
     config
         Settings.
     origins
@@ -69,7 +69,28 @@ def translate_slide(
     WsiStainError
         Any of the family; nothing half-written is left at the output's place.
     """
-    plan = plan_slide(path, config, listener)
+    return translate_planned(
+        plan_slide(path, config, listener),
+        out,
+        config,
+        origins=origins,
+        listener=listener,
+        keep_store=keep_store,
+        executor=executor,
+    )
+
+
+def translate_planned(
+    plan: SlidePlan,
+    out: Path | Place,
+    config: RunConfig,
+    *,
+    origins: Mapping[str, str] | None = None,
+    listener: Listener = ignore,
+    keep_store: bool = False,
+    executor: Executor | None = None,
+) -> RunResult:
+    """Translate a slide that is planned already; closes it. All else as `translate_slide`."""
     with plan.source:
         files = stages.prepare(plan, out, config)
         with OutputLock(files.lock) as lock:

@@ -5,6 +5,7 @@ In: a slide's path, settings. Out: a `SlidePlan`. Not here: any work on pixels b
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from wsi_stain.slides.mask import TissueMask, find_tissue
 from wsi_stain.slides.plan import TileGrid, plan_tiles
 from wsi_stain.slides.projection import PlanProjection, Speeds, project
 
-__all__ = ["SlidePlan", "machine_bytes", "plan_slide", "slide_facts"]
+__all__ = ["SlidePlan", "machine_bytes", "plan_by_spec", "plan_slide", "slide_facts", "some_tiles"]
 
 # Seconds per 256 px tile, step and worker: what a laptop core or a data-center GPU gives.
 STEP_TILE_S = {"cpu": 0.08, "cuda": 0.0005}
@@ -97,17 +98,28 @@ def plan_slide(path: Path, config: RunConfig, listener: Listener = ignore) -> Sl
     spec = read_spec(folder)
     check_files(folder, spec)
     listener(Event("plan", "start"))
+    plan = plan_by_spec(path, spec, config)
+    listener(Event("plan", "finish", facts=plan.facts()))
+    return plan
+
+
+def plan_by_spec(path: Path, spec: BundleSpec, config: RunConfig) -> SlidePlan:
+    """Plan for a bundle that was found and checked before, as where many slides share one.
+
+    Raises
+    ------
+    SlideError, MppUnknownError, NoTissueError
+        As `plan_slide`.
+    """
     slide = config.slide
     source = SlideSource.open(
         path, mpp=slide.mpp, cache_mb=slide.cache_mb, allow_missing=slide.allow_missing
     )
     try:
-        plan = _plan(source, spec, config)
+        return _plan(source, spec, config)
     except BaseException:
         source.close()
         raise
-    listener(Event("plan", "finish", facts=plan.facts()))
-    return plan
 
 
 def _plan(source: SlideSource, spec: BundleSpec, config: RunConfig) -> SlidePlan:
@@ -132,6 +144,23 @@ def _plan(source: SlideSource, spec: BundleSpec, config: RunConfig) -> SlidePlan
     return SlidePlan(
         source, spec, scale, mask, thumbnail_rgb, grid, projection, config.sample.seeds
     )
+
+
+def some_tiles(plan: SlidePlan, n_tiles: int) -> SlidePlan:
+    """Keep `n_tiles` tiles from the middle of a plan, and the tissue under them, for a trial."""
+    grid, mask = plan.grid, plan.mask
+    first = max(0, (grid.n_tiles - n_tiles) // 2)
+    kept = slice(first, first + n_tiles)
+    rc, tissue = grid.rc[kept].copy(), grid.tissue[kept].copy()
+    fewer = replace(grid, rc=rc, tissue=tissue, shard_tiles=shard_size(len(rc)))
+    under = np.zeros_like(mask.pixels)
+    per_px = grid.scale.factor / mask.downsample
+    for index in range(fewer.n_tiles):
+        box = fewer.region_out(index)
+        # Whole pixels of the mask only: beyond the tiles nothing is translated.
+        top, left = math.ceil(box.y_px * per_px), math.ceil(box.x_px * per_px)
+        under[top : int(box.bottom_px * per_px), left : int(box.right_px * per_px)] = True
+    return replace(plan, grid=fewer, mask=replace(mask, pixels=mask.pixels & under))
 
 
 def shard_size(n_tiles: int) -> int:

@@ -9,6 +9,7 @@ known one. `BundleSpec` lives here, not beside the nets, so that planning needs 
 
 from __future__ import annotations
 
+from wsi_stain.config.archive import ArchiveConfig
 from wsi_stain.config.bundle import (
     BUNDLE_SCHEMA,
     BundleSpec,
@@ -59,6 +60,7 @@ from wsi_stain.config.values import (
 
 __all__ = [
     "BUNDLE_SCHEMA",
+    "ArchiveConfig",
     "BundleSpec",
     "ClusterConfig",
     "ColorReference",

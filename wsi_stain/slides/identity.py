@@ -12,7 +12,7 @@ from pathlib import Path
 
 from wsi_stain.errors import SlideError
 
-__all__ = ["check_file", "content_digest"]
+__all__ = ["check_file", "companions", "content_digest"]
 
 BLOCK_BYTES = 1 << 20
 _FORMATS = "Give an H&E slide: SVS, NDPI, MRXS, SCN, BIF, DICOM, OME-TIFF or tiled TIFF."
@@ -83,7 +83,7 @@ def _file_digest(path: Path) -> str:
         for start in (0, (size_bytes - BLOCK_BYTES) // 2, size_bytes - BLOCK_BYTES):
             file.seek(max(0, start))
             digest.update(file.read(BLOCK_BYTES))
-    for companion in _companions(path):
+    for companion in companions(path):
         digest.update(f"{companion.name}:{companion.stat().st_size}\n".encode())
     return digest.hexdigest()
 
@@ -96,7 +96,8 @@ def _folder_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _companions(path: Path) -> list[Path]:
+def companions(path: Path) -> list[Path]:
+    """List the further files that an MRXS or DICOM slide's pixels lie in."""
     if path.suffix.lower() == ".mrxs":
         return sorted(file for file in path.with_suffix("").glob("*") if file.is_file())
     if path.suffix.lower() == ".dcm":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from wsi_stain.config import ClusterConfig, RunConfig
 from wsi_stain.doctor import machine_bytes, package_versions
 from wsi_stain.errors import OutputError
 from wsi_stain.files import cannot_write
-from wsi_stain.layout import RunFiles
+from wsi_stain.layout import Place, RunFiles
 from wsi_stain.manifest import Listener, RunManifest
 from wsi_stain.planning import SlidePlan, slide_facts
 from wsi_stain.slides.projection import PlanLimits, check
@@ -32,23 +33,42 @@ RECORDED = ("device", "workers", "executor", "memory_limit_mb", "attempts")
 __all__ = ["begin", "cuda_devices", "prepare"]
 
 
-def prepare(plan: SlidePlan, out: Path, config: RunConfig) -> RunFiles:
+def prepare(plan: SlidePlan, out: Path | Place, config: RunConfig) -> RunFiles:
     """Make the run folder, after the plan was checked against memory, disk and existing files."""
     files = RunFiles.of(out, plan.source.path, plan.spec.marker, config.write.format)
     if files.output.is_dir() and config.write.format == "ome-tiff":
         raise OutputError(f"{files.output} is a folder.", hint="Choose another one: --out DIR.")
+    _refuse_existing(plan, files, config)
+    _check_limits(plan, files, config)
+    for folder in (files.folder, files.store.parent):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+    return files
+
+
+def _refuse_existing(plan: SlidePlan, files: RunFiles, config: RunConfig) -> None:
     for output in (files.output, files.uncertainty):
         # A spread that belongs to another picture would be taken for this one's.
         if output.exists() and not _may_replace(plan, files, config):
             raise OutputError(f"{output} exists already.", hint="Use --overwrite to replace it.")
+
+
+def _check_limits(plan: SlidePlan, files: RunFiles, config: RunConfig) -> None:
+    """Check memory, and each disk for what will lie on it."""
     memory_bytes = config.cluster.memory_limit_mb * 2**20 or int(0.75 * machine_bytes())
-    there = next(path for path in files.folder.absolute().parents if path.exists())
-    check(plan.projection, PlanLimits(memory_bytes, shutil.disk_usage(there).free))
-    try:
-        files.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(files.folder, error) from error
-    return files
+    projection = plan.projection
+    if files.scratch is not None:
+        limits = PlanLimits(memory_bytes, _free_bytes(files.store))
+        check(replace(projection, output_bytes=0), limits)
+        projection = replace(projection, store_bytes=0)
+    check(projection, PlanLimits(memory_bytes, _free_bytes(files.folder)))
+
+
+def _free_bytes(path: Path) -> int:
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    return shutil.disk_usage(there).free
 
 
 def begin(
@@ -58,7 +78,9 @@ def begin(
     origins: Mapping[str, str],
     listener: Listener,
 ) -> Run:
-    """Open the store and write the record before any work."""
+    """Open the store and write the record before any work; the lock is held."""
+    # Between the first look and the lock another run may have ended.
+    _refuse_existing(plan, files, config)
     # What a killed run left under the output's name goes before the record that says whose it was:
     # a second kill must not find a file that nobody owns.
     if not config.write.overwrite and _may_replace(plan, files, config):

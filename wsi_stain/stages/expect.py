@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
+
 from wsi_stain.geometry import Region
 from wsi_stain.planning import SlidePlan
+from wsi_stain.slides.mask import TissueMask
 from wsi_stain.slides.missing import MissingTile, scaled
 from wsi_stain.stain.density import is_stained
 from wsi_stain.stain.white import estimate_white
@@ -39,8 +42,8 @@ def expectation(plan: SlidePlan, missing: Iterable[MissingTile] = ()) -> Expecte
     ]
     holes = [tile.region_l0 for tile in missing]
     boxes = [box for box in boxes if not _touches_any(scaled(box, grid.scale.factor), holes)]
-    full = [box for box in boxes if tissue.fraction(box, grid.scale.factor) >= 1.0]
-    empty = [box for box in boxes if glass.fraction(box, grid.scale.factor) >= 1.0]
+    full = _wholly(tissue, boxes, grid.scale.factor)
+    empty = _wholly(glass, boxes, grid.scale.factor)
     return Expected(
         size=size,
         mpp_out=grid.scale.mpp_out,
@@ -48,6 +51,13 @@ def expectation(plan: SlidePlan, missing: Iterable[MissingTile] = ()) -> Expecte
         glass=tuple(empty[:: max(1, len(empty) // PROBES)]),
         white=plan.spec.color.white,
     )
+
+
+def _wholly(mask: TissueMask, boxes: list[Region], factor: float) -> list[Region]:
+    """Give the boxes that lie wholly on a mask; all are looked up at once."""
+    corners = np.array([[b.x_px, b.y_px, b.right_px, b.bottom_px] for b in boxes])
+    shares = mask.fractions(corners, factor)
+    return [box for box, share in zip(boxes, shares, strict=True) if share >= 1.0]
 
 
 def _touches_any(region_l0: Region, holes: list[Region]) -> bool:

@@ -17,6 +17,7 @@ __all__ = [
     "json_option",
     "plan_options",
     "quiet_option",
+    "settings_flags",
     "settle",
     "show_facts",
     "together",
@@ -26,6 +27,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
 # Heading to the settings (first part of a flag's place) and flags that stand under it.
 HEADINGS = {
+    "Archive": {"archive", "recursive", "dry_run", "part", "scratch"},
     "Slide and tiles": {"slide", "tiles"},
     "Model": {"bundle", "seed", "sample", "stain", "unguided"},
     "Output": {"out", "write", "keep_store", "no_report"},
@@ -112,6 +114,12 @@ plan_options = together(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 quiet_option = click.option("--quiet", is_flag=True, help="Show errors only.")
+
+
+def settings_flags(command: click.Command) -> list[click.Parameter]:
+    """Give the flags of a verb that are settings, for another verb that takes the same."""
+    others = {"bundle", "recipe", "seed"}
+    return [flag for flag in command.params if "__" in (flag.name or "") or flag.name in others]
 
 
 def settle(options: dict[str, Any]) -> tuple[Any, dict[str, str]]:

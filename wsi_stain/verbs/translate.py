@@ -21,7 +21,7 @@ from wsi_stain.verbs.options import (
 if TYPE_CHECKING:
     from wsi_stain.config import RunConfig
 
-__all__ = ["translate"]
+__all__ = ["refuse_unused", "translate"]
 
 
 @click.command(cls=GroupedCommand)
@@ -73,7 +73,7 @@ def translate(**options: Any) -> None:
     no_report = options.pop("no_report")
     options["sample__guided"] = False if unguided else None
     config, origins = settle(options)
-    _refuse_unused(config, origins)
+    refuse_unused(config, origins)
     with ProgressDisplay(quiet=quiet or as_json) as display:
         result = translate_slide(
             slide, out, config, origins=origins, listener=display, keep_store=keep_store
@@ -88,7 +88,7 @@ def translate(**options: Any) -> None:
         print_summary(facts)
 
 
-def _refuse_unused(config: RunConfig, origins: Mapping[str, str]) -> None:
+def refuse_unused(config: RunConfig, origins: Mapping[str, str]) -> None:
     """Refuse flags that the chosen format has no use for: they would promise something."""
     from wsi_stain.errors import ConfigError
 

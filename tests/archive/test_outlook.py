@@ -1,0 +1,80 @@
+"""What an archive will take: forecasts, the machine's pace, and their product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from wsi_stain.archive.forecast import forecast
+from wsi_stain.archive.jobs import WHOLE, Job, make_jobs
+from wsi_stain.archive.lanes import Orders
+from wsi_stain.archive.outlook import Outlook, look_out
+from wsi_stain.archive.pace import Pace
+from wsi_stain.archive.record import ArchiveFiles
+from wsi_stain.archive.source import find_entries
+from wsi_stain.config import ArchiveConfig, RunConfig
+from wsi_stain.manifest import ArchiveRecord, ignore
+from wsi_stain.planning import plan_slide, some_tiles
+
+Settle = Callable[..., RunConfig]
+RunOver = Callable[..., ArchiveRecord]
+
+
+def jobs_of(source: str, base: RunConfig) -> list[Job]:
+    return make_jobs(find_entries(source, Path("none")), base)
+
+
+def test_forecast_says_what_is_to_do_done_and_refused(
+    tmp_path: Path, archive_folder: Path, run_over: RunOver, settle: Settle
+) -> None:
+    run_over(archive_folder / "s1.tiff", tmp_path)
+    found = forecast(jobs_of(f"{archive_folder}/[cs][u01].tiff", settle()), tmp_path)
+    found += forecast(jobs_of(f"{archive_folder}/no_mpp.tiff", settle()), tmp_path)
+    assert {slide.name: slide.state for slide in found} == {
+        "s0_test": "to do",
+        "s1_test": "done",
+        "no_mpp_test": "refused",
+    }
+    ahead, refused = found[0], found[2]
+    plan = plan_slide(archive_folder / "s0.tiff", settle())
+    with plan.source:
+        assert ahead.tiles == plan.grid.n_tiles
+        assert ahead.scratch_bytes == plan.projection.store_bytes
+    assert 0 < ahead.tissue_mm2 <= 200 * 200 * 0.5**2 / 1e6
+    assert "--mpp" in refused.next
+
+
+def test_dry_run_measures_this_machine_once(
+    tmp_path: Path, archive_folder: Path, settle: Settle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = settle()
+    orders = Orders(ArchiveFiles(tmp_path / "out", WHOLE), ArchiveConfig(), base)
+    jobs = jobs_of(f"{archive_folder}/s[01].tiff", base)
+    first = look_out(jobs, orders, ignore)
+    assert first.pace is not None
+    assert first.pace.slide_s > 0
+    assert sorted(path.name for path in orders.files.out.iterdir()) == ["forecast.csv", "pace.json"]
+    monkeypatch.setattr("wsi_stain.archive.outlook.measure_pace", pytest.fail)
+    assert look_out(jobs, orders, ignore).pace == first.pace
+
+
+def test_time_is_start_and_slides_and_tiles() -> None:
+    pace = Pace(key="", workers=4, device="cuda", start_s=10.0, slide_s=2.0, tile_s=0.01)
+    assert pace.seconds(100, 50_000) == pytest.approx(710.0)
+    assert pace.seconds(0, 0) == 0.0
+    assert Outlook([], None, 3).facts()["tiles"] == 0
+
+
+def test_trial_keeps_some_tiles_and_the_tissue_under_them(
+    synthetic_slide: Path, settle: Settle
+) -> None:
+    plan = plan_slide(synthetic_slide, settle())
+    with plan.source:
+        fewer = some_tiles(plan, 6)
+        assert fewer.grid.n_tiles == 6
+        assert {tuple(at) for at in fewer.grid.rc} < {tuple(at) for at in plan.grid.rc}
+        assert 0 < fewer.mask.pixels.sum() < plan.mask.pixels.sum()
+        assert not (fewer.mask.pixels & ~plan.mask.pixels).any()
+        assert some_tiles(plan, 10**6).grid.n_tiles == plan.grid.n_tiles
