@@ -229,6 +229,7 @@ def test_left_overs_of_dead_runs_are_gone_in_the_end(
         files.unsound,
         files.he / ".overview.jpg.99.abcd.part",
         Path(f"{files.geojson}.99.part"),
+        Path(f"{files.uncertainty}.part"),
     ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half")

@@ -258,8 +258,8 @@ def _words(missing: set[MissingTile], table: str) -> str:
     first = min(missing)
     place = f"level {first.level}, row {first.row}, column {first.column}"
     return (
-        f"{len(missing)} tiles of the slide cannot be read and are left as background; the first: "
-        f"{place} ({first.reason}); all of them: {table}."
+        f"Tiles of the slide that cannot be read and are left as background: {len(missing)}; the "
+        f"first: {place} ({first.reason}); all of them: {table}."
     )
 
 
