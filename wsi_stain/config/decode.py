@@ -164,7 +164,8 @@ def _not_finite(node: Any, name: str = "$") -> list[str]:
 
 def _hint(text: str, kind: type[Settings]) -> str:
     """Say what to look at: the known key nearest to an unknown one, or the setting itself."""
-    if place := re.search(r"`\$\.((?:\w+\.)?(\w+))`$", text):
+    place = re.search(r"`\$\.((?:\w+\.)?(\w+))`$", text)
+    if place and "unknown field" not in text:
         flag = place[2].replace("_", "-")
         return f"That is {place[1]} in a recipe, and the flag --{flag} where there is one."
     return _nearest(text, kind)
