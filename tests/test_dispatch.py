@@ -180,12 +180,19 @@ def test_interrupt_passes_through_when_serial() -> None:
 # ---- Dask: what travels ---------------------------------------------------------------------
 
 
-def test_results_come_as_they_end_when_shards_differ(dask_executor: Executor) -> None:
+def test_results_come_as_they_end_when_shards_differ(
+    dask_executor: Executor, tmp_path: Path
+) -> None:
     def task(number: int) -> int:
-        time.sleep(1.0 if number == 0 else 0.0)
+        if number == 5:
+            (tmp_path / "five").touch()
+        end_s = time.monotonic() + 60
+        while number == 0 and not (tmp_path / "five").exists() and time.monotonic() < end_s:
+            time.sleep(0.01)
         return number
 
     numbers, _ = collect(dask_executor, task, 8)
+    assert sorted(numbers) == list(range(8))
     assert numbers.index(0) > 3
 
 

@@ -96,10 +96,12 @@ class DaskExecutor(StepRunner):
     def run_steps(self, steps: Sequence[Step]) -> Iterator[Done]:
         """See `Executor.run_steps`."""
         chains, failures, suspects = chains_of(steps), list[Failure](), list[Chain]()
-        with self._sent(steps) as names:
+        with self._sent(steps) as name_there:
             for first_try in (True, False):
                 waiting = chains if first_try else suspects
-                for chain, future in self._finished(steps, names, waiting, alone=not first_try):
+                for chain, future in self._finished(
+                    steps, name_there, waiting, alone=not first_try
+                ):
                     if future.status == "finished":
                         name = steps[chain.steps[0]].name
                         yield Done(name, chain.number, self._result(future))
@@ -110,22 +112,20 @@ class DaskExecutor(StepRunner):
         raise_failures(failures, len(chains), self._attempts)
 
     @contextmanager
-    def _sent(self, steps: Sequence[Step]) -> Iterator[list[str]]:
-        """Have the tasks at all workers, each under a name of its own."""
-        names = [f"{step.name}-{uuid.uuid4().hex}" for step in steps]
+    def _sent(self, steps: Sequence[Step]) -> Iterator[str]:
+        """Have the tasks at all workers, under one name: each worker is spoken to once."""
+        name = f"{'-'.join(step.name for step in steps)}-{uuid.uuid4().hex}"
         try:
-            for name, step in zip(names, steps, strict=True):
-                self._send(step.task, name)
-            yield names
+            self._send([step.task for step in steps], name)
+            yield name
         finally:
             # Frees what the tasks loaded. After an interrupt the cluster may be gone already.
-            for name in names:
-                with contextlib.suppress(OSError, CancelledError):
-                    self._client.unregister_worker_plugin(name)
+            with contextlib.suppress(OSError, CancelledError, RuntimeError):
+                self._client.unregister_worker_plugin(name)
 
-    def _send(self, task: Task[Any], name: str) -> None:
-        """Give a task to all workers; a worker that dies in between breaks one attempt."""
-        carrier = _carrier(task, ours=not self._crew.is_remote)
+    def _send(self, tasks: Sequence[Task[Any]], name: str) -> None:
+        """Give tasks to all workers; a worker that dies in between breaks one attempt."""
+        carrier = _carrier(tasks, ours=not self._crew.is_remote)
         for last in (False, False, True):
             try:
                 self._client.register_plugin(carrier, name=name)
@@ -136,7 +136,7 @@ class DaskExecutor(StepRunner):
                 return
 
     def _finished(
-        self, steps: Sequence[Step], names: list[str], chains: Iterable[Chain], *, alone: bool
+        self, steps: Sequence[Step], name: str, chains: Iterable[Chain], *, alone: bool
     ) -> Iterator[tuple[Chain, Future[Any]]]:
         """Keep a window of shards in the cluster; give each step as it ends, well or not."""
         waiting, running = deque(chains), dict[Any, Chain]()
@@ -147,7 +147,8 @@ class DaskExecutor(StepRunner):
             step = chain.steps[0]
             future = self._client.submit(
                 _run_shard,
-                names[step],
+                name,
+                step,
                 chain.number,
                 pure=False,
                 retries=self._attempts - 1,
@@ -304,8 +305,8 @@ def _introduce(
     return __version__, count_devices(config)
 
 
-def _carrier(task: Callable[[int], Any], *, ours: bool) -> Any:
-    """Wrap a task so that each worker gets it once; a restarted worker gets it again."""
+def _carrier(tasks: Sequence[Task[Any]], *, ours: bool) -> Any:
+    """Wrap tasks so that each worker gets them once; a restarted worker gets them again."""
     import signal
     import threading
 
@@ -313,10 +314,10 @@ def _carrier(task: Callable[[int], Any], *, ours: bool) -> Any:
 
     class Carrier(WorkerPlugin):
         def __init__(self) -> None:
-            self.task = task
+            self.tasks = tasks
 
         def setup(self, worker: Worker) -> None:
-            self.turn = threading.Lock()
+            self.turns = [threading.Lock() for _ in tasks]
             if ours:
                 # Ctrl-C reaches the whole process group; only the main process answers to it.
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -324,13 +325,13 @@ def _carrier(task: Callable[[int], Any], *, ours: bool) -> Any:
     return Carrier()
 
 
-def _run_shard(name: str, number: int) -> Any:
+def _run_shard(name: str, step: int, number: int) -> Any:
     """Run on a worker: find the task that was sent, do one shard."""
     from distributed import get_worker
 
     carrier: Any = get_worker().plugins[name]
-    with carrier.turn:
-        return carrier.task(number)
+    with carrier.turns[step]:
+        return carrier.tasks[step](number)
 
 
 def _was_killed(future: Future[Any]) -> bool:
