@@ -119,8 +119,11 @@ def test_ome_zarr_is_made_validated_and_reported(
     code, out, err = run("translate", synthetic_slide, "--out", tmp_path / "out", *flags)
     assert code == 0
     assert err.splitlines()[1].startswith("slide  generic-tiff, 1403 x 1101 px")
-    assert "next         wsi-stain report" in out
     output = tmp_path / "out" / "synthetic_test.ome.zarr"
+    page = tmp_path / "out" / "synthetic_test.run" / "report" / "index.html"
+    assert page.is_file()
+    assert f"report       {page}" in out
+    assert f"next         wsi-stain quantify {output}" in out
     assert run("validate", output)[0] == 0
     assert run("report", output)[0] == 0
     (record,) = RunManifest.load(
@@ -146,9 +149,11 @@ def test_translate_validate_and_plan_agree(
     code, out, _ = run("plan", synthetic_slide, *flags)
     assert code == 0
     planned = json.loads(out)
-    code, out, err = run("translate", synthetic_slide, "--out", tmp_path / "out", *flags)
+    place = ("--out", tmp_path / "out", "--no-report")
+    code, out, err = run("translate", synthetic_slide, *place, *flags)
     assert (code, err) == (0, "")
     made = json.loads(out)
+    assert not (Path(made["run folder"]) / "report").exists()
     assert made["size"] == planned["output size"]
     code, out, _ = run("validate", made["output"], "--json")
     assert code == 0

@@ -51,6 +51,9 @@ def test_summary_tells_files_flags_times_and_what_else_there_is() -> None:
     assert rows["flags"] == "none"
     assert rows["numbers"] == "labelling index % 12.5"
     assert rows["next"] == "wsi-stain report o/a_ki67.run"
+    reported = dict(summary_rows({**SUMMARY, "report": "o/a_ki67.run/report/index.html"}))
+    assert reported["report"] == "o/a_ki67.run/report/index.html"
+    assert reported["next"] == "wsi-stain quantify o/a_ki67.ome.tiff"
     assert dict(summary_rows({**SUMMARY, "flags": ["seam"]}))["flags"] == "seam"
 
 
@@ -109,7 +112,22 @@ def test_one_bar_per_stage_with_its_rate_when_there_is_a_terminal(
     bar = [line for line in shown.splitlines() if line.startswith("translate")][-1]
     assert "80/80" in bar
     assert "2.0 tiles/s" in bar
-    assert "ETA" in bar
+    assert "ETA" not in bar  # it is over
+    assert "1/1" not in shown  # a stage that counts nothing
+
+
+def test_bar_says_how_long_it_will_take_while_it_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    with ProgressDisplay() as display:
+        display(Event("translate", "start", total=80))
+        display(Event("translate", "advance", done=20, total=80))
+    assert re.search(
+        r"20/80.*ETA -?[0-9-]", re.sub(r"\x1b\[[0-9;?]*m", "", capsys.readouterr().err)
+    )
 
 
 def test_nothing_is_shown_when_quiet(

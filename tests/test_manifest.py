@@ -13,7 +13,14 @@ import pytest
 
 from wsi_stain.config import RunConfig
 from wsi_stain.errors import OutputError
-from wsi_stain.manifest import RunManifest
+from wsi_stain.manifest import (
+    ARCHIVE_FILE,
+    ArchiveRecord,
+    ArchiveSlide,
+    RunManifest,
+    read_archive,
+    write_archive,
+)
 
 Begin = Callable[..., RunManifest]
 
@@ -184,3 +191,34 @@ def test_finish_fails_when_an_output_is_missing(begin: Begin, tmp_path: Path) ->
 def test_stage_that_never_started_cannot_finish(begin: Begin) -> None:
     with pytest.raises(KeyError):
         begin().stage_finished("fill", done=1)
+
+
+def test_archive_comes_back_as_written(tmp_path: Path) -> None:
+    record = ArchiveRecord(
+        begun_utc="2026-01-01T00:00:00+00:00",
+        bundle="ki67",
+        slides=[
+            ArchiveSlide(name="a", state="done", tiles=81, positive_fraction=0.25),
+            ArchiveSlide(name="b", state="failed", error="Slide b is broken.", next="see b"),
+        ],
+    )
+    write_archive(tmp_path / ARCHIVE_FILE, record)
+    assert read_archive(tmp_path / ARCHIVE_FILE) == record
+    assert json.loads((tmp_path / ARCHIVE_FILE).read_text())["slides"][1]["run"] == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot be read"),
+        ("{", "damaged"),
+        ('{"schema": 1, "slides": 3}', "damaged"),
+        ('{"schema": 99}', "schema 99"),
+    ],
+)
+def test_archive_is_refused_when_not_whole(tmp_path: Path, text: str | None, said: str) -> None:
+    path = tmp_path / ARCHIVE_FILE
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(OutputError, match=said):
+        read_archive(path)

@@ -21,7 +21,10 @@ from wsi_stain.lock import OutputLock
 from wsi_stain.manifest import Event, RunManifest
 from wsi_stain.pipeline import translate_slide
 from wsi_stain.planning import plan_slide, shard_size
+from wsi_stain.slides.store import PatchStore
 from wsi_stain.stages import picture
+from wsi_stain.stages.tiles import flag_texts
+from wsi_stain.stain.density import dab_od
 from wsi_stain.translate.bundle import save_nets
 from wsi_stain.translate.networks import ScoreNet
 from wsi_stain.write.validate import validate
@@ -131,6 +134,10 @@ def test_manifest_tells_what_was_done_and_no_path(
     assert record.outputs[0].name == result.files.output.name
     assert str(synthetic_slide.parent) not in result.files.manifest.read_text()
     assert not result.files.store.exists()
+    assert record.tiles["tiles"] == len(result.files.tile_scores.read_text().splitlines()) - 1
+    assert record.tiles["median"]["structure"] > 0.6, "what is copied keeps its nuclei"
+    assert record.flags == flag_texts(record.tiles)
+    assert str(result.files.tile_scores) in result.summary["to look at"]
     ended = {event.stage for event in events if event.kind == "finish"}
     before, after = {"plan", "fit", "overview"}, {"validate", "annotate"}
     assert ended == before | {"fill", "translate", "write"} | after
@@ -180,6 +187,7 @@ def test_stopped_run_goes_on_to_the_same_bytes(
     if stage != "fit":  # the color is fitted before the first shard is there
         assert done[0] > 0, "finished shards are not read again"
     assert resumed.files.output.read_bytes() == straight.files.output.read_bytes()
+    assert resumed.files.tile_scores.read_bytes() == straight.files.tile_scores.read_bytes()
 
 
 def test_changed_seed_voids_the_translated_shards_only(
@@ -290,3 +298,84 @@ def test_events_and_results_are_plain(
     result = translate_slide(synthetic_slide, tmp_path, settings(identity_bundle))
     assert json.loads(json.dumps(result.facts()))["tiles"] > 0
     assert isinstance(SerialExecutor(1), SerialExecutor)
+
+
+def levels(path: Path) -> Pixels:
+    """Level 0 of a grey pyramid."""
+    rgb = level0(path)
+    assert np.array_equal(rgb[..., 0], rgb[..., 1])
+    assert np.array_equal(rgb[..., 0], rgb[..., 2])
+    grey: Pixels = rgb[..., 0]
+    return grey
+
+
+def test_spread_of_the_identity_is_zero_and_an_old_one_goes(
+    tmp_path: Path, identity_bundle: Path, small_slide: Path
+) -> None:
+    several = settings(identity_bundle, sample__seeds=3, write__format="ome-zarr")
+    result = translate_slide(small_slide, tmp_path, several)
+    path = result.files.uncertainty
+    assert path.name == "small_test_uncertainty.ome.tiff"
+    assert not levels(path).any()
+    record = RunManifest.load(result.files.manifest).content
+    assert [output.name for output in record.outputs] == [result.files.output.name, path.name]
+    assert record.tiles["uncertainty"] == {"seeds": 3, "dab_sd": 0.0, "od_per_level": 0.005}
+    assert "over 3 seeds" in result.summary["uncertainty"]
+    with tifffile.TiffFile(path) as tiff:
+        assert "over 3 noise seeds, 0.005 per grey level" in tiff.pages.first.description
+    once = settings(identity_bundle, write__format="ome-zarr")
+    with pytest.raises(OutputError, match="exists already"):
+        translate_slide(small_slide, tmp_path, once)
+    once = settings(identity_bundle, write__format="ome-zarr", write__overwrite=True)
+    assert not translate_slide(small_slide, tmp_path, once).summary["uncertainty"]
+    assert not path.exists()
+
+
+def test_spread_of_two_seeds_is_that_of_two_runs_also_when_stopped(
+    tmp_path: Path, tiny_net_bundle: Path, small_slide: Path
+) -> None:
+    flags: dict[str, Any] = {"sample__steps": 2, "sample__guided": False, "write__lossless": True}
+    single = [
+        translate_slide(
+            small_slide, tmp_path / str(seed), settings(tiny_net_bundle, seed=seed, **flags)
+        )
+        for seed in (4, 5)
+    ]
+    both = settings(tiny_net_bundle, seed=4, sample__seeds=2, **flags)
+    stop = stopping_at("translate", "advance")
+    with pytest.raises(Stop):
+        translate_slide(small_slide, tmp_path / "both", both, listener=stop)
+    assert not (tmp_path / "both" / "small_test_uncertainty.ome.tiff").exists()
+    result = translate_slide(small_slide, tmp_path / "both", both, keep_store=True)
+    assert np.array_equal(level0(result.files.output), level0(single[0].files.output))
+    # Where two tiles overlap, the spread is the mean of theirs: one tile's own middle is exact.
+    store = PatchStore.open(result.files.store)
+    middle = store.grid.region_out(0)
+    inner = np.s_[middle.y_px + 32 : middle.bottom_px - 32, middle.x_px + 32 : middle.right_px - 32]
+    first, second = (dab_od(level0(run.files.output))[inner] for run in single)
+    direct = np.abs(first - second) / np.sqrt(2.0)
+    found = levels(result.files.uncertainty)[inner] * 0.005
+    assert direct.mean() > 0.01
+    np.testing.assert_allclose(found, np.minimum(direct, 1.275), atol=0.0026)
+    table = result.files.tile_scores.read_text().splitlines()
+    assert float(table[1].split(",")[-2]) == pytest.approx(direct.mean(), rel=0.3)
+    # A damaged spread is made again with its shard.
+    shard = next((store.path / "sd" / "c").rglob("0/0/0/0"))
+    before = result.files.uncertainty.read_bytes()
+    shard.write_bytes(shard.read_bytes()[:-1000] + bytes(1000))
+    again = settings(tiny_net_bundle, seed=4, sample__seeds=2, write__overwrite=True, **flags)
+    result = translate_slide(small_slide, tmp_path / "both", again)
+    assert result.files.uncertainty.read_bytes() == before
+
+
+def test_plan_tells_the_cost_of_seeds(tiny_net_bundle: Path, small_slide: Path) -> None:
+    plans = [
+        plan_slide(small_slide, settings(tiny_net_bundle, sample__seeds=seeds)) for seeds in (1, 4)
+    ]
+    for plan in plans:
+        plan.source.close()
+    once, four = (plan.projection for plan in plans)
+    assert four.seconds == pytest.approx(4 * once.seconds)
+    assert four.store_bytes > once.store_bytes
+    assert "seeds" not in plans[0].facts()
+    assert plans[1].facts()["seeds"].startswith("4: ")

@@ -5,9 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import struct
+import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +25,9 @@ import torch
 
 from wsi_stain.cli import main
 from wsi_stain.config import BundleSpec, NetSpec
+from wsi_stain.errors import SlideError
 from wsi_stain.layout import RunFiles
+from wsi_stain.slides.image import SlideSource
 from wsi_stain.translate.bundle import save_nets
 from wsi_stain.translate.networks import ScoreNet
 
@@ -104,6 +111,17 @@ def translate(
 # ---- slides that cannot be used --------------------------------------------------------------
 
 
+def _broken_tile(yard: Yard) -> Path:
+    path = yard.slide(codec="jpeg", levels=3)
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[-1]
+        at, length = page.dataoffsets[0], page.databytecounts[0]
+    data = bytearray(path.read_bytes())
+    data[at : at + length] = bytes(length)
+    path.write_bytes(data)
+    return path
+
+
 def _patched(yard: Yard, sides: dict[int, int], **how: Any) -> Path:
     """Write a slide, then let its first directory lie about numbers."""
     path = yard.slide(codec="jpeg", levels=2, **how)
@@ -161,6 +179,18 @@ def _huge_and_empty(yard: Yard) -> Path:
     return path
 
 
+def _negative(yard: Yard, name: str, kind: str) -> Path:
+    """Write a slide whose width is -1: a signed number, which TIFF does not ask for."""
+    path = yard.slide(name, kind=kind)
+    with tifffile.TiffFile(path) as tiff:
+        at = tiff.pages.first.tags[256].offset
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<H", data, at + 2, 9)  # SLONG
+    struct.pack_into("<i", data, at + 8, -1)
+    path.write_bytes(data)
+    return path
+
+
 SIDES = {256: 10**9, 257: 10**9}
 BAD_SLIDES: dict[str, tuple[Callable[[Yard], Path], int, str]] = {
     "missing": (lambda yard: yard.folder / "none.svs", 3, "No such file"),
@@ -171,7 +201,11 @@ BAD_SLIDES: dict[str, tuple[Callable[[Yard], Path], int, str]] = {
     "cut in the header": (lambda yard: _cut(yard, 0.0001), 3, "damaged"),
     "folder": (lambda yard: yard.folder, 3, "is a folder"),
     "pipe": (_fifo, 3, "is a pipe"),
-    "mrxs alone": (lambda yard: yard.file("a.mrxs", b"\xff\xd8\xff\xe0" * 99), 3, "no format"),
+    "mrxs alone": (
+        lambda yard: yard.file("a.mrxs", b"\xff\xd8\xff\xe0" * 99),
+        3,
+        "lacks the folder a/",
+    ),
     "huge": (lambda yard: _patched(yard, SIDES), 3, "needs"),
     "huge svs": (lambda yard: _patched(yard, SIDES, name="s.svs", kind="aperio"), 3, "needs"),
     "huge ome": (lambda yard: _patched(yard, SIDES, name="s.ome.tiff", kind="ome"), 3, "needs"),
@@ -182,6 +216,9 @@ BAD_SLIDES: dict[str, tuple[Callable[[Yard], Path], int, str]] = {
         3,
         "no size",
     ),
+    "negative size": (lambda yard: _negative(yard, "s.tiff", "generic"), 3, "damaged"),
+    "negative size svs": (lambda yard: _negative(yard, "s.svs", "aperio"), 3, "damaged"),
+    "broken tile": (_broken_tile, 3, "--allow-missing"),
     "no pixel size": (lambda yard: yard.slide(mpp=None), 3, "--mpp 0.25"),
     "pixel 100 times too large": (lambda yard: yard.slide(mpp=50.0), 3, "rejected 50 um/px"),
     "pixel 100 times too small": (lambda yard: yard.slide(mpp=0.005), 3, "rejected 0.005"),
@@ -211,13 +248,28 @@ def test_bad_slide_is_one_line_and_nothing_is_made(
 def test_slide_that_may_not_be_read_is_refused(
     yard: Yard, translate: Callable[..., tuple[int, str, str]]
 ) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may read everything")
-    slide = yard.slide()
-    slide.chmod(0)
-    code, _, err = translate(slide)
-    assert code == 3
-    assert "permission" in err
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own is closed to others than root
+        os.chmod(folder, 0o711)  # noqa: S103 - who may not read the slide must get as far as it
+        slide = shutil.copy(yard.slide(), folder)
+        os.chmod(slide, 0)
+        root = os.geteuid() == 0
+        if root:
+            SlideSource.open(slide).close()  # imports what nobody may have no right to
+            with pytest.raises(SlideError, match="Permission denied"), _as_nobody():
+                SlideSource.open(slide)
+        else:
+            code, _, err = translate(Path(slide))
+            assert code == 3
+            assert "permission" in err
+
+
+@contextmanager
+def _as_nobody() -> Iterator[None]:
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 # ---- settings and bundles that cannot be used ------------------------------------------------
@@ -336,6 +388,36 @@ def test_output_that_is_the_slide_is_refused(
     assert slide.read_bytes() == before
 
 
+def test_output_that_exists_is_refused(
+    yard: Yard, translate: Callable[..., tuple[int, str, str]]
+) -> None:
+    slide = yard.slide()
+    yard.out.mkdir()
+    (yard.out / "s_test.ome.tiff").write_text("mine")
+    before = digests(yard.folder)
+    code, _, err = translate(slide)
+    assert (code, err.count("\n")) == (8, 1)
+    assert "exists already. Use --overwrite" in err
+    assert digests(yard.folder) | {"serial.toml": ""} == before | {"serial.toml": ""}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a read-only folder")
+def test_output_folder_that_is_read_only_is_refused(
+    yard: Yard, translate: Callable[..., tuple[int, str, str]]
+) -> None:
+    slide, mount, umount = yard.slide(), shutil.which("mount"), shutil.which("umount")
+    yard.out.mkdir()
+    words = ["-t", "tmpfs", "-o", "ro", "x", str(yard.out)]
+    if mount is None or umount is None or subprocess.run([mount, *words]).returncode:
+        pytest.skip("no mounts here")
+    try:
+        code, _, err = translate(slide)
+    finally:
+        subprocess.run([umount, yard.out], check=True)
+    assert (code, err.count("\n")) == (8, 1)
+    assert "Read-only file system" in err
+
+
 @pytest.mark.parametrize("name", ["validate", "report"])
 @pytest.mark.timeout(60)
 def test_pipe_is_refused_at_once_by_verbs_that_read_results(
@@ -394,6 +476,86 @@ def test_missing_tiles_are_told_and_recorded(
     assert any(
         note.startswith("1 tiles of the largest level are missing") for note in record["notes"]
     )
+
+
+# ---- the table of the README -----------------------------------------------------------------
+
+# Row of the table: where its tests are, with the exit code it must name.
+ROWS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "no such file": (3, ("missing",)),
+    "empty file": (3, ("empty",)),
+    "text renamed `.svs`": (3, ("text",)),
+    "cut off: half a download": (3, ("cut in the middle", "cut at the end", "cut in the header")),
+    "a tile inside that cannot be read": (3, ("broken tile",)),
+    "absurd sizes: a billion pixels, none, negative": (
+        3,
+        (
+            *("huge", "huge svs", "huge ome", "huge and empty", "no size", "no size ome"),
+            *("negative size", "negative size svs"),
+        ),
+    ),
+    "no pixel size": (3, ("no pixel size",)),
+    "pixel size wrong 100 times": (3, ("pixel 100 times too large", "pixel 100 times too small")),
+    "MRXS without its folder": (3, ("mrxs alone",)),
+    "fluorescence": (3, ("fluorescence",)),
+    "glass only; pen marks only": (4, ("all glass", "pen on glass")),
+    "a folder": (3, ("folder",)),
+    "a pipe or device": (3, ("pipe",)),
+    "a file that may not be read": (3, ("test_slide_that_may_not_be_read_is_refused",)),
+    "a name longer than the file system takes": (3, ("name of 300 letters",)),
+    "a name that is not UTF-8": (0, ("test_names_that_are_no_utf8_work_and_are_told",)),
+    "IHC given as H&E": (0, ("test_slide_that_shows_ihc_is_told_and_recorded",)),
+    "tiles that the slide leaves out": (0, ("test_missing_tiles_are_told_and_recorded",)),
+    "output exists": (8, ("test_output_that_exists_is_refused",)),
+    "output is the slide": (8, ("test_output_that_is_the_slide_is_refused",)),
+    "output folder read-only": (8, ("test_output_folder_that_is_read_only_is_refused",)),
+    "a file in the output folder's place": (
+        8,
+        ("test_file_or_folder_in_the_way_is_refused_and_stays",),
+    ),
+    "broken recipe": (
+        2,
+        (
+            *("recipe missing", "recipe is a folder", "recipe broken", "recipe not UTF-8"),
+            "recipe too deep",
+        ),
+    ),
+    "unknown key": (2, ("unknown key",)),
+    "a value out of bounds": (
+        2,
+        (
+            "value out of bounds",
+            "value not a number",
+            "flag not a number",
+            "pixel size of the user",
+        ),
+    ),
+    "overlap or memory that cannot be": (5, ("overlap too wide", "memory too small")),
+    "bundle of a later version": (6, ("later bundle",)),
+    "bundle damaged, or not there": (
+        6,
+        (
+            *("no bundle", "bundle of a long name", "damaged weights", "lost weights"),
+            *("strange key in a bundle", "bundle with too few steps", "bundle with black glass"),
+            "bundle that reaches out",
+        ),
+    ),
+}
+
+
+def test_table_of_the_readme_names_every_case_and_its_code() -> None:
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    table = text.split("<!-- bad input -->")[1].split("<!-- /bad input -->")[0]
+    rows = re.findall(r"^\| (.+?) \| (\d+) \| .+ \|$", table, re.MULTILINE)
+    assert {name: int(code) for name, code in rows} == {
+        name: code for name, (code, _) in ROWS.items()
+    }
+    tested = {name: code for name, (_, code, _) in (BAD_SLIDES | BAD_SETTINGS).items()}
+    for code, cases in ROWS.values():
+        for case in cases:
+            assert tested.get(case, code) == code
+            assert case in tested or callable(globals()[case])
+    assert set(tested) <= {case for _, cases in ROWS.values() for case in cases}
 
 
 def _as_ihc(he: Pixels) -> Pixels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
@@ -21,7 +22,7 @@ import pytest
 import torch
 
 from wsi_stain.config import BundleSpec, NetSpec, RunConfig, resolve_run_config
-from wsi_stain.errors import DeviceError, DiskFullError, OutputError
+from wsi_stain.errors import DeviceError, DiskFullError, OutputError, PlanError
 from wsi_stain.geometry import Scale, Size
 from wsi_stain.layout import RunFiles
 from wsi_stain.manifest import Event, RunManifest
@@ -30,6 +31,7 @@ from wsi_stain.slides.plan import TileGrid
 from wsi_stain.slides.store import PatchStore
 from wsi_stain.translate.bundle import save_nets
 from wsi_stain.translate.networks import ScoreNet
+from wsi_stain.write.validate import validate
 
 Pixels = npt.NDArray[np.uint8]
 Write = Callable[..., Path]
@@ -185,6 +187,10 @@ def test_run_killed_after_its_output_got_its_name_goes_on(
     other = settings(bundle, tmp_path, seed=1)
     with pytest.raises(OutputError, match="--overwrite"):
         translate_slide(slide, tmp_path, other)
+    # Stopped once more, anywhere: the file from before is gone, or still known to be ours.
+    for stage, kind in (("fit", "start"), ("validate", "start")):
+        with pytest.raises(Stop):
+            translate_slide(slide, tmp_path, config, listener=stop_at(stage, kind))
     result = translate_slide(slide, tmp_path, config)
     assert result.files.output.read_bytes() == straight
     with pytest.raises(OutputError, match="--overwrite"):
@@ -221,7 +227,10 @@ def test_left_overs_of_dead_runs_are_gone_in_the_end(
         files.folder / ".manifest.json.99.abcd.part",
         Path(f"{files.output}.part"),
         files.unsound,
+        files.he / ".overview.jpg.99.abcd.part",
+        Path(f"{files.geojson}.99.part"),
     ):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half")
     translate_slide(slide, tmp_path / "out", settings(bundle, tmp_path))
     assert files.output.read_bytes() == straight
@@ -297,6 +306,79 @@ def test_full_disk_is_told_and_the_run_goes_on_when_there_is_space(
     assert not files.output.exists()
     assert not [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".part")]
     assert translate_slide(slide, tmp_path / "out", config).files.output.exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 16 MB, where there may be one."""
+    mount, umount, folder = shutil.which("mount"), shutil.which("umount"), tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() or mount is None or umount is None:
+        pytest.skip("only root can mount a small disk")
+    if subprocess.run([mount, "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder]).returncode:
+        pytest.skip("no mounts here")
+    yield folder
+    subprocess.run([umount, "-l", folder], check=True)
+
+
+def fill_disk(folder: Path, room: int) -> None:
+    """Write until the disk is full, then give some room back."""
+    with (folder / "ballast").open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        file.truncate(max(0, file.tell() - room))
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "room", "pyramid"),
+    [
+        ("fill", "start", 0, "ome-tiff"),
+        ("fill", "advance", 60_000, "ome-tiff"),
+        ("translate", "finish", 20_000, "ome-tiff"),
+        ("translate", "finish", 20_000, "ome-zarr"),
+    ],
+)
+def test_disk_that_is_full_for_real_tears_nothing(  # noqa: PLR0913 - fixtures
+    small_disk: Path,
+    stage: str,
+    kind: str,
+    room: int,
+    pyramid: str,
+    bundle: Path,
+    slide: Path,
+    straight: bytes,
+) -> None:
+    config = settings(bundle, small_disk.parent, write__format=pyramid)
+    out = small_disk / "out"
+    files = RunFiles.of(out, slide, "Test", pyramid)
+
+    def fill_up(event: Event) -> None:
+        if (event.stage, event.kind) == (stage, kind) and not (small_disk / "ballast").exists():
+            fill_disk(small_disk, room)
+
+    with pytest.raises(DiskFullError, match=r"written: .* \([\d,]+ bytes free\)") as caught:
+        translate_slide(slide, out, config, listener=fill_up)
+    assert str(out) in caught.value.message
+    assert "same command" in caught.value.hint
+    assert not files.output.exists()
+    assert not list(out.rglob("*.part"))
+    (small_disk / "ballast").unlink()
+    result = translate_slide(slide, out, config)
+    assert left_overs(out) == []
+    if pyramid == "ome-tiff":
+        assert result.files.output.read_bytes() == straight
+    else:
+        assert validate(result.files.output).ok
+
+
+def test_disk_too_small_is_refused_before_any_work(
+    small_disk: Path, bundle: Path, slide: Path
+) -> None:
+    fill_disk(small_disk, 100_000)
+    with pytest.raises(PlanError, match="disk"):
+        translate_slide(slide, small_disk / "out", settings(bundle, small_disk.parent))
+    assert [path.name for path in small_disk.iterdir()] == ["ballast"]
 
 
 def test_net_that_gives_nan_is_named(tmp_path: Path, slide: Path) -> None:

@@ -18,11 +18,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from wsi_stain.manifest import Event
 
@@ -37,6 +39,7 @@ STAGE_NAMES = {
     "translate": "translate",
     "write": "stitch and write",
     "validate": "validate",
+    "uncertainty": "write uncertainty",
     "annotate": "outline for QuPath",
     "quantify": "measure stain",
     "report": "report",
@@ -46,8 +49,24 @@ UNITS = {"fill": "tiles", "translate": "tiles", "write": "rows", "train": "sampl
 PLAIN_EVERY_S = 15.0
 SUMMARY_KEYS = frozenset(
     {"output", "run folder", "size", "pixel size um", "bytes", "tiles", "seconds", "flags"}
-    | {"notes", "note"}
+    | {"notes", "note", "report"}
 )
+
+
+class _CountColumn(MofNCompleteColumn):
+    """Done of total; empty for a stage that counts nothing."""
+
+    def render(self, task: Task) -> Text:
+        """Draw one cell."""
+        return super().render(task) if task.total and task.total > 1 else Text()
+
+
+class _LeftColumn(TimeRemainingColumn):
+    """Time left; empty once a stage is over."""
+
+    def render(self, task: Task) -> Text:
+        """Draw one cell."""
+        return Text() if task.finished else Text("ETA ") + super().render(task)
 
 
 class ProgressDisplay:
@@ -66,11 +85,10 @@ class ProgressDisplay:
         self._progress = Progress(
             TextColumn("{task.description:<18}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            _CountColumn(),
             TextColumn("{task.fields[rate]:>13}"),
             TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
+            _LeftColumn(),
             console=console,
             disable=not self._live,
         )
@@ -167,6 +185,7 @@ def plan_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("slide", slide),
         ("model", str(facts["bundle"])),
         ("plan", f"{facts['tiles'].replace(' of ', ' tiles of ', 1)} -> {out}"),
+        *([("seeds", str(facts["seeds"]))] if "seeds" in facts else []),
         ("needs", needs),
     ]
 
@@ -186,9 +205,16 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         *others,
         ("flags", "; ".join(summary.get("flags", ())) or "none"),
         ("time", ", ".join(times)),
-        ("next", f"wsi-stain report {summary['run folder']}"),
+        *_what_next(summary),
         ("note", str(summary["note"])),
     ]
+
+
+def _what_next(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name the page, and the command for what is not there yet."""
+    if "report" in summary:
+        return [("report", summary["report"]), ("next", f"wsi-stain quantify {summary['output']}")]
+    return [("next", f"wsi-stain report {summary['run folder']}")]
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:

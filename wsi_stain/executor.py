@@ -207,7 +207,7 @@ class SerialExecutor(StepRunner):
                     result = self._try(steps[step].task, chain.number)
                 except DiskFullError:
                     raise
-                except Exception as error:
+                except Exception as error:  # whatever it is: the others go on, then it is named
                     failures.append(Failure(chain.number, error))
                     break
                 yield Done(steps[step].name, chain.number, result)
@@ -215,7 +215,7 @@ class SerialExecutor(StepRunner):
 
     def _try(self, task: Task[T], number: int) -> T:
         for _ in range(self.attempts - 1):
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # the last try raises what it raises
                 return task(number)
         return task(number)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from wsi_stain.errors import DiskFullError, OutputError
 
 __all__ = [
+    "OLD_SUFFIX",
     "PART_SUFFIX",
     "atomic_write_bytes",
     "cannot_write",

@@ -4,8 +4,10 @@ In: output folder, slide name, marker. Out: paths. Not here: writing (but left-o
 
 ```
 out/<slide>_<marker>.ome.tiff                      or .ome.zarr
+out/<slide>_<marker>_uncertainty.ome.tiff          where several seeds were asked for
 out/<slide>_<marker>.geojson
 out/<slide>_<marker>.run/   manifest.json  lock  store/  he/  report/  tiles.csv  qupath.groovy
+                            missing.csv
 ```
 """
 
@@ -19,13 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_stain.errors import OutputError
-from wsi_stain.files import PART_SUFFIX, remove_any
+from wsi_stain.files import OLD_SUFFIX, PART_SUFFIX, cannot_write, remove_any
 
 __all__ = ["RunFiles", "find_run"]
 
 OUTPUT_SUFFIX = ".ome.tiff"
 OUTPUT_SUFFIXES = {"ome-tiff": OUTPUT_SUFFIX, "ome-zarr": ".ome.zarr"}  # by format
 RUN_SUFFIX = ".run"
+UNCERTAINTY_SUFFIX = "_uncertainty.ome.tiff"
 NAME_MAX_BYTES = 120
 SLUG_MAX_CHARS = 40
 
@@ -96,9 +99,19 @@ class RunFiles:
         return self.folder / "he"
 
     @property
+    def uncertainty(self) -> Path:
+        """The spread over seeds, as a pyramid of its own."""
+        return self.output.with_name(f"{self.name}{UNCERTAINTY_SUFFIX}")
+
+    @property
     def geojson(self) -> Path:
         """What QuPath shows over the pyramid."""
         return self.output.with_name(f"{self.name}.geojson")
+
+    @property
+    def missing(self) -> Path:
+        """The table of the slide's tiles that could not be read; only where there are such."""
+        return self.folder / "missing.csv"
 
     @property
     def qupath(self) -> Path:
@@ -115,6 +128,20 @@ class RunFiles:
         """The report's folder."""
         return self.folder / "report"
 
+    def set_aside(self) -> None:
+        """Take the output's name from a file that a killed run left; `sweep` removes it.
+
+        Raises
+        ------
+        OutputError
+            It cannot be renamed.
+        """
+        if self.output.exists():
+            try:
+                self.output.replace(self.output.with_name(self.output.name + OLD_SUFFIX))
+            except OSError as error:
+                raise cannot_write(self.output, error) from error
+
     def sweep(self) -> None:
         """Remove what a killed run left half-written; only for the holder of the lock.
 
@@ -126,8 +153,17 @@ class RunFiles:
         try:
             if self.discarded.exists():
                 shutil.rmtree(self.discarded)
-            ours = self.output.parent.glob(f"{glob.escape(self.output.name)}*{PART_SUFFIX}")
-            for path in (*self.folder.glob(f".*{PART_SUFFIX}"), *ours, self.unsound):
+            beside = [
+                path
+                for made in (self.output, self.geojson, self.uncertainty)
+                for path in made.parent.glob(f"{glob.escape(made.name)}*{PART_SUFFIX}")
+            ]
+            inside = [
+                path
+                for folder in (self.folder, self.he, self.report)
+                for path in folder.glob(f".*{PART_SUFFIX}")
+            ]
+            for path in (*beside, *inside, self.unsound):
                 remove_any(path)
         except OSError as error:
             raise OutputError(

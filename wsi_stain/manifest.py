@@ -22,6 +22,9 @@ from wsi_stain.errors import OutputError
 from wsi_stain.files import atomic_write_bytes, sha256_any, size_bytes
 
 __all__ = [
+    "ARCHIVE_FILE",
+    "ArchiveRecord",
+    "ArchiveSlide",
     "Event",
     "Listener",
     "OutputRecord",
@@ -29,10 +32,14 @@ __all__ = [
     "RunRecord",
     "StageRecord",
     "ignore",
+    "read_archive",
+    "write_archive",
 ]
 
 MANIFEST_SCHEMA = 1
-RECORDABLE = frozenset({"stain", "devices", "flags", "notes"})
+ARCHIVE_FILE = "archive.json"
+DAMAGED_HINT = "Delete it and run wsi-stain translate again: finished shards are kept."
+RECORDABLE = frozenset({"stain", "devices", "flags", "notes", "tiles"})
 
 
 @dataclass(frozen=True)
@@ -111,8 +118,58 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=False):
     versions: dict[str, str]
     stages: list[StageRecord] = []
     outputs: list[OutputRecord] = []
+    tiles: dict[str, Any] = {}  # scores over all tiles: median, worst, limits, how many flagged
     flags: list[str] = []  # doubts about this result, for a machine
     notes: list[str] = []  # remarks for a person
+
+
+class ArchiveSlide(msgspec.Struct, kw_only=True):
+    """One slide of an archive; paths are relative to the folder that holds the record."""
+
+    name: str
+    state: Literal["pending", "running", "done", "skipped", "failed"] = "pending"
+    output: str = ""  # the pyramid
+    run: str = ""  # the run folder
+    tiles: int = 0
+    seconds: float = 0.0
+    flags: list[str] = []  # doubts about this result, for a machine
+    notes: list[str] = []  # remarks for a person
+    error: str = ""  # one line
+    next: str = ""  # the command to type next
+    positive_fraction: float | None = None  # of tissue pixels, 0 to 1; None: not measured
+
+
+class ArchiveRecord(msgspec.Struct, kw_only=True, omit_defaults=False):
+    """The content of `archive.json`, the record of many slides in one output folder."""
+
+    schema: int = MANIFEST_SCHEMA
+    state: Literal["running", "finished"] = "running"
+    begun_utc: str
+    finished_utc: str = ""
+    bundle: str
+    slides: list[ArchiveSlide] = []
+
+
+def write_archive(path: Path, record: ArchiveRecord) -> None:
+    """Replace `archive.json` at `path`, whole."""
+    text = msgspec.json.format(msgspec.json.encode(record), indent=2)
+    atomic_write_bytes(path, text + b"\n")
+
+
+def read_archive(path: Path) -> ArchiveRecord:
+    """Read `archive.json`.
+
+    Raises
+    ------
+    OutputError
+        Missing, damaged, or written by a later version.
+    """
+    hint = "Give the output folder of wsi-stain batch."
+    raw = _read(path, "Archive record", hint)
+    try:
+        return msgspec.convert(raw, ArchiveRecord)
+    except msgspec.ValidationError as error:
+        raise OutputError(f"Archive record {path} is damaged: {error}.", hint=hint) from error
 
 
 class RunManifest:
@@ -193,26 +250,13 @@ class RunManifest:
         OutputError
             Missing, damaged, or written by a later version.
         """
-        try:
-            raw = msgspec.json.decode(path.read_bytes())
-        except OSError as error:
-            raise OutputError(
-                f"Run record {path} cannot be read: {error.strerror}.",
-                hint="Give the .run folder that translate wrote.",
-            ) from error
-        except (msgspec.DecodeError, RecursionError, ValueError) as error:
-            raise _damaged(path, error) from error
-        schema = raw.get("schema") if isinstance(raw, dict) else None
-        if isinstance(schema, int) and schema > MANIFEST_SCHEMA:
-            raise OutputError(
-                f"Run record {path} has schema {schema}; this version reads up to "
-                f"{MANIFEST_SCHEMA}.",
-                hint="Install a newer wsi-stain.",
-            )
+        raw = _read(path, "Run record", "Give the .run folder that translate wrote.", DAMAGED_HINT)
         try:
             return cls(path, msgspec.convert(raw, RunRecord))
         except msgspec.ValidationError as error:
-            raise _damaged(path, error) from error
+            raise OutputError(
+                f"Run record {path} is damaged: {error}.", hint=DAMAGED_HINT
+            ) from error
 
     @property
     def stages(self) -> list[StageRecord]:
@@ -232,7 +276,7 @@ class RunManifest:
         )
 
     def record(self, **facts: Any) -> None:
-        """Set fields that become known during the run: stain, devices, flags, notes.
+        """Set fields that become known during the run: stain, devices, flags, notes, tiles.
 
         Raises
         ------
@@ -332,11 +376,23 @@ def _describe(path: Path) -> OutputRecord:
         raise OutputError(f"Output {path} cannot be read: {error.strerror}.") from error
 
 
-def _damaged(path: Path, error: Exception) -> OutputError:
-    return OutputError(
-        f"Run record {path} is damaged: {error}.",
-        hint="Delete it and run wsi-stain translate again: finished shards are kept.",
-    )
+def _read(path: Path, what: str, missing_hint: str, damaged_hint: str = "") -> Any:
+    """Decode a record of ours, refusing those of later versions."""
+    try:
+        raw = msgspec.json.decode(path.read_bytes())
+    except OSError as error:
+        message = f"{what} {path} cannot be read: {error.strerror}."
+        raise OutputError(message, hint=missing_hint) from error
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        message = f"{what} {path} is damaged: {error}."
+        raise OutputError(message, hint=damaged_hint or missing_hint) from error
+    schema = raw.get("schema") if isinstance(raw, dict) else None
+    if isinstance(schema, int) and schema > MANIFEST_SCHEMA:
+        raise OutputError(
+            f"{what} {path} has schema {schema}; this version reads up to {MANIFEST_SCHEMA}.",
+            hint="Install a newer wsi-stain.",
+        )
+    return raw
 
 
 def _now_utc() -> str:

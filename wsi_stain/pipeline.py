@@ -89,5 +89,8 @@ def translate_slide(
             ):
                 run.work(started, beside.color(), writer)
             run.check()
+            run.tell_missing()
+            run.spread()
+            run.score_tiles()
             run.annotate()
             return RunResult(files, run.finish(keep_store=keep_store))

@@ -29,6 +29,7 @@ __all__ = ["SlidePlan", "machine_bytes", "plan_slide", "slide_facts"]
 STEP_TILE_S = {"cpu": 0.08, "cuda": 0.0005}
 GUIDED_COST = 1.6
 WORKER_BYTES = 900 * 2**20
+COST_OF_SEEDS = "each translates every tile, the time is that of all"
 LARGEST_SHARD_TILES = 64
 FEWEST_SHARDS = 16
 
@@ -51,6 +52,8 @@ class SlidePlan:
         Tiles, shards.
     projection
         Bytes and seconds this will take.
+    seeds
+        Noise seeds for each tile.
     """
 
     source: SlideSource
@@ -60,10 +63,12 @@ class SlidePlan:
     thumbnail_rgb: NDArray[np.uint8]
     grid: TileGrid
     projection: PlanProjection
+    seeds: int = 1
 
     def facts(self) -> dict[str, Any]:
         """What a person wants to know before the work begins."""
-        return plan_facts(self.source, self.spec, self.grid, self.projection)
+        facts = plan_facts(self.source, self.spec, self.grid, self.projection)
+        return facts if self.seeds == 1 else facts | {"seeds": f"{self.seeds}: {COST_OF_SEEDS}"}
 
 
 def plan_slide(path: Path, config: RunConfig, listener: Listener = ignore) -> SlidePlan:
@@ -92,7 +97,10 @@ def plan_slide(path: Path, config: RunConfig, listener: Listener = ignore) -> Sl
     spec = read_spec(folder)
     check_files(folder, spec)
     listener(Event("plan", "start"))
-    source = SlideSource.open(path, mpp=config.slide.mpp, cache_mb=config.slide.cache_mb)
+    slide = config.slide
+    source = SlideSource.open(
+        path, mpp=slide.mpp, cache_mb=slide.cache_mb, allow_missing=slide.allow_missing
+    )
     try:
         plan = _plan(source, spec, config)
     except BaseException:
@@ -121,7 +129,9 @@ def _plan(source: SlideSource, spec: BundleSpec, config: RunConfig) -> SlidePlan
     if not config.tiles.shard_tiles:
         grid = replace(grid, shard_tiles=shard_size(grid.n_tiles))
     projection = project_plan(grid, spec, config)
-    return SlidePlan(source, spec, scale, mask, thumbnail_rgb, grid, projection)
+    return SlidePlan(
+        source, spec, scale, mask, thumbnail_rgb, grid, projection, config.sample.seeds
+    )
 
 
 def shard_size(n_tiles: int) -> int:
@@ -143,13 +153,15 @@ def project_plan(grid: TileGrid, spec: BundleSpec, config: RunConfig) -> PlanPro
         * (GUIDED_COST if guidance else 1.0)
         * (spec.tile_px / 256) ** 2
     )
-    tile_s = cost * solver.steps if spec.net is not None else 0.01
+    tile_s = config.sample.seeds * (cost * solver.steps if spec.net is not None else 0.01)
     lossless = config.write.lossless or config.write.format == "ome-zarr"
-    projection = project(grid, Speeds(tile_s, n_workers, WORKER_BYTES), lossless=lossless)
+    speeds = Speeds(tile_s, n_workers, WORKER_BYTES)
+    spread = config.sample.seeds > 1
+    projection = project(grid, speeds, lossless=lossless, spread=spread)
     if not config.cluster.is_remote:
         return projection
     # Workers have memory of their own elsewhere; here are the fit and the writer.
-    here = project(grid, Speeds(tile_s, 1, WORKER_BYTES), lossless=lossless)
+    here = project(grid, replace(speeds, n_workers=1), lossless=lossless, spread=spread)
     return replace(projection, memory_bytes=here.memory_bytes)
 
 

@@ -259,6 +259,41 @@ def test_old_page_is_replaced_when_written_again(tmp_path: Path, make_run: MakeR
     assert not (first.parent / "left.txt").exists()
 
 
+def test_flagged_tiles_are_listed_and_drawn_inside_the_picture(
+    tmp_path: Path, make_run: MakeRun
+) -> None:
+    run = make_run(tmp_path)
+    (run / "tiles.csv").write_text(
+        "tile,x_px_out,y_px_out,size_px,x_um,y_um,structure,sobel_ssim,white_error,dab_p90,"
+        "dab_sd,flags\n"
+        "3,0,0,256,0,0,0.91,0.8,0.01,0.2,,\n"
+        "7,1280,1024,256,640,512,0.11,0.3,0.02,0.3,,structure;white_error\n"
+        "8,256,0,256,128,0,0.2,0.3,0.02,0.3,0.04,structure\n"
+    )
+    page = Page(write_report(run))
+    assert page.viewer()["doubts"] == [[1280, 1024, 123, 77], [256, 0, 256, 256]]
+    html = (run / "report" / "index.html").read_text(encoding="utf-8")
+    assert "2 flagged: structure 2, white error 1" in html
+    assert page.texts["button"][-2 - len(page.viewer()["fields"]) :][:2] == ["Tile 7", "Tile 8"]
+    assert "structure 0.11, sobel ssim 0.3, white error 0.02, dab p90 0.3<" in html
+    assert "dab sd 0.04<" in html
+
+    (run / "tiles.csv").write_text("tile,x_px_out,y_px_out,size_px,flags\n3,0,0,256,\n")
+    assert "none flagged" in write_report(run).read_text(encoding="utf-8")
+
+
+def test_checks_of_the_file_are_not_repeated_when_the_run_just_ended(
+    tmp_path: Path, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path)
+    for name in ("validate", "sha256_any"):
+        monkeypatch.setattr(f"wsi_stain.evaluate.report.{name}", None)  # may not be called
+    heard: list[str] = []
+    page = write_report(run, is_fresh=True, listener=lambda event: heard.append(event.kind))
+    assert heard == ["start", "finish"]
+    assert "read back by the run" in page.read_text(encoding="utf-8")
+
+
 def test_change_of_the_file_is_told_when_digest_differs(tmp_path: Path, make_run: MakeRun) -> None:
     run = make_run(tmp_path)
     with run.with_name("S-1_ki67.ome.tiff").open("ab") as file:

@@ -19,9 +19,11 @@ from tornado.httpclient import AsyncHTTPClient
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from wsi_stain.config import WriteConfig
+from wsi_stain.evaluate.archive_page import write_archive_page
 from wsi_stain.evaluate.quantify_files import quantify
 from wsi_stain.evaluate.report import write_report
 from wsi_stain.geometry import Size
+from wsi_stain.manifest import ARCHIVE_FILE, ArchiveRecord, ArchiveSlide, write_archive
 from wsi_stain.write.tiff import write_pyramid
 
 MakeRun = Callable[..., Path]
@@ -42,6 +44,7 @@ FLAGS = (
 STATE = """report.viewers.map(v => [v.viewport.getZoom(true), v.viewport.getCenter(true).x,
     v.viewport.getCenter(true).y])"""
 SHOWN = "report.viewers.every(v => v.isOpen() && v.world.getItemAt(0).getFullyLoaded())"
+READY = f"window.report !== undefined && {SHOWN}"
 
 pytestmark = [
     pytest.mark.slow,
@@ -83,11 +86,11 @@ class Tab:
             await asyncio.sleep(0.1)
         raise AssertionError(f"never true: {code}")
 
-    async def open(self, page: Path, size: tuple[int, int]) -> None:
+    async def open(self, page: Path, size: tuple[int, int], ready: str = READY) -> None:
         metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1}
         await self.call("Emulation.setDeviceMetricsOverride", **metrics, mobile=size[0] < 500)
         await self.call("Page.navigate", url=page.as_uri())
-        await self.wait(f"window.report !== undefined && {SHOWN}")
+        await self.wait(ready)
         await asyncio.sleep(0.5)
 
     async def screenshot(self) -> npt.NDArray[np.uint8]:
@@ -326,3 +329,106 @@ def test_fields_lie_over_a_reduced_slide_when_near(
         assert tab.faults() == []
 
     browse(tmp_path / "profile", visit)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory, make_run: MakeRun) -> Path:
+    """Index page of 12 slides: ten done, two of them flagged, one failed, one to come."""
+    out = tmp_path_factory.mktemp("archive")
+    report = write_report(make_run(out, "s1_ki67"))
+    slides = [
+        ArchiveSlide(
+            name=f"s{number}",
+            state="done",
+            run=f"s{number}_ki67.run",
+            output=f"s{number}_ki67.ome.tiff",
+            tiles=100 * ((7 * number) % 11),
+            seconds=3.5 * number,
+            flags=["structure"] if number in (3, 4) else [],
+            positive_fraction=None if number == 5 else 0.03 * number,
+        )
+        for number in range(1, 11)
+    ]
+    for slide in slides[1:]:
+        shutil.copytree(report.parent, out / slide.run / "report")
+    error = "Slide s11.svs has no pixel size: neither its tags nor its objective tell."
+    slides.append(
+        ArchiveSlide(name="s11", state="failed", error=error, next="wsi-stain batch x --mpp 0.5")
+    )
+    slides.append(ArchiveSlide(name="s12"))
+    begun_utc = "2026-01-02T03:04:05+00:00"
+    write_archive(
+        out / ARCHIVE_FILE, ArchiveRecord(begun_utc=begun_utc, bundle="ki67", slides=slides)
+    )
+    return write_archive_page(out)
+
+
+ROWS = "document.querySelectorAll('#slides tbody tr').length > 0"
+ORDER = """[...document.querySelectorAll('#slides tbody tr')].filter(row => !row.hidden)
+    .map(row => row.dataset.name)"""
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_archive_is_clean_and_its_pictures_are_seen(
+    archive: Path, tmp_path: Path, size: str
+) -> None:
+    async def visit(tab: Tab) -> None:
+        await tab.open(archive, SIZES[size], ROWS)
+        assert await tab.js("document.documentElement.scrollWidth") <= SIZES[size][0]
+        await tab.js("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
+        await tab.wait("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+        assert await tab.js("document.images.length") == 20
+        assert "Virtual stain, research use only." in await tab.js("document.body.innerText")
+        assert tab.faults() == []
+
+    browse(tmp_path, visit)
+
+
+def test_archive_is_sorted_and_searched_with_the_keyboard(archive: Path, tmp_path: Path) -> None:
+    async def press(tab: Tab, key: str) -> list[str]:
+        await tab.js(f"document.querySelector('[data-key={key}]').focus()")
+        for kind in ("keyDown", "keyUp"):
+            enter = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"}
+            await tab.call("Input.dispatchKeyEvent", type=kind, **enter)
+        found: list[str] = await tab.js(ORDER)
+        return found
+
+    async def visit(tab: Tab) -> None:
+        await tab.open(archive, SIZES["laptop"], ROWS)
+        # As a person counts, not letter by letter; what was not measured comes last both ways.
+        assert (await press(tab, "name"))[:3] == ["s1", "s2", "s3"]
+        assert (await press(tab, "name"))[:3] == ["s12", "s11", "s10"]
+        assert (await press(tab, "positive"))[:2] == ["s1", "s2"]
+        assert set((await tab.js(ORDER))[-3:]) == {"s5", "s11", "s12"}
+        assert (await press(tab, "positive"))[:2] == ["s10", "s9"]
+        assert set((await tab.js(ORDER))[-3:]) == {"s5", "s11", "s12"}
+        assert (await press(tab, "state"))[0] == "s11"
+        sorts = "[...document.querySelectorAll('th[aria-sort]')].map(th => th.ariaSort)"
+        assert sorted(await tab.js(sorts)) == ["ascending", *["none"] * 5]
+        await tab.js("document.querySelector('[data-show=flagged]').click()")
+        assert sorted(await tab.js(ORDER)) == ["s3", "s4"]
+        await tab.js("document.querySelector('[data-show]').click()")  # all
+        find = "const f = document.getElementById('find'); f.value = 'pixel size';"
+        await tab.js(find + "f.dispatchEvent(new Event('input'))")
+        assert await tab.js(ORDER) == ["s11"]
+        assert "1 of 12 shown" in await tab.js("document.body.innerText")
+        assert tab.faults() == []
+
+    browse(tmp_path, visit)
+
+
+def test_flagged_place_is_shown_when_its_button_is_pressed(rich_page: Path, tmp_path: Path) -> None:
+    async def visit(tab: Tab) -> None:
+        await tab.open(rich_page, SIZES["phone"])
+        await tab.js("document.getElementById('show-doubts').checked = false")
+        await tab.js("document.querySelector('[data-place]').click()")
+        await asyncio.sleep(1.5)
+        assert await tab.js("document.getElementById('show-doubts').checked")
+        states = await tab.js(STATE)
+        np.testing.assert_allclose(states[0], states[1], rtol=1e-6)
+        # Tile of 256 px at (256, 256) of 1403 px.
+        np.testing.assert_allclose(states[0][1:], [384 / 1403, 384 / 1403], rtol=0.01)
+        assert states[0][0] > 2.0
+        assert tab.faults() == []
+
+    browse(tmp_path, visit)

@@ -46,6 +46,7 @@ LIMIT_CPU_S = 60
 LIMIT_S = 600.0  # of wall time, for what sleeps; generous, since the machine may be busy
 EXTRA_BYTES = 3 * 2**30
 LARGEST_FILE_BYTES = 2**29
+MADE = (".ome.tiff", ".geojson")  # under their own names, and only by runs that end well
 RECIPE = """bundle = "identity"
 seed = 0
 [slide]
@@ -189,9 +190,9 @@ def make_sound_files(folder: Path) -> None:
     pixels = draw_tissue()
     ome = {"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
     aperio = "Aperio Image Library v11.2.1\n640x520 (256x256) RGB|AppMag = 20|MPP = 0.5000"
-    _pyramid(folder / "s.tiff", pixels, description="a test", metadata=None)
-    _pyramid(folder / "s.svs", pixels, description=aperio, metadata=None)
-    _pyramid(folder / "s.ome.tiff", pixels, metadata=ome, subifds=1)
+    write_slide(folder / "s.tiff", pixels, description="a test", metadata=None)
+    write_slide(folder / "s.svs", pixels, description=aperio, metadata=None)
+    write_slide(folder / "s.ome.tiff", pixels, metadata=ome, subifds=1)
     per_cm = (20_000, 20_000)
     tifffile.imwrite(
         folder / "strips.tiff", pixels, rowsperstrip=64, metadata=None,
@@ -207,7 +208,8 @@ def make_sound_files(folder: Path) -> None:
     in_child(lambda: _make_runs(folder))
 
 
-def _pyramid(path: Path, pixels: Any, *, subifds: int | None = None, **tags: Any) -> None:
+def write_slide(path: Path, pixels: Any, *, subifds: int | None = None, **tags: Any) -> None:
+    """Write a tiled TIFF of two levels, 0.5 um/px."""
     with tifffile.TiffWriter(path) as tiff:
         for level in (0, 1):
             per_cm = 20_000 / 2**level
@@ -396,7 +398,7 @@ def _judge(outcome: Outcome, target: Target, place: Path, before: dict[str, str]
     if _digests(place) != before:
         faults.append("a file outside of the output folder was made or changed")
     left = [path.name for path in place.glob("out/*") if path.is_file()]
-    half = [name for name in left if outcome.code or not name.endswith(".ome.tiff")]
+    half = [name for name in left if outcome.code or not name.endswith(MADE)]
     if half:
         faults.append(f"half-written: {half}")
 

@@ -37,8 +37,7 @@ def test_patches_lie_pixel_exact_when_slide_encodes_places(
     with SlideSource.open(coordinate_slide) as source:
         grid = _grid(source, 1.0, 0.0)
         store = PatchStore.create(tmp_path / "s", grid)
-        counts = [fill_shard(source, store, shard, "k") for shard in range(grid.n_shards)]
-    assert sum(counts) == grid.n_tiles
+        assert not any(fill_shard(source, store, shard, "k") for shard in range(grid.n_shards))
     assert store.pending("he", "k", verify=True) == []
     for index in range(grid.n_tiles):
         place = grid.region_out(index)

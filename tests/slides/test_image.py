@@ -21,8 +21,9 @@ from PIL import Image, ImageCms
 
 from wsi_stain.errors import MppUnknownError, SlideError
 from wsi_stain.geometry import Region, Scale, Size, choose_scale
-from wsi_stain.slides import image as image_module
+from wsi_stain.slides import reader as reader_module
 from wsi_stain.slides.image import SlideSource
+from wsi_stain.slides.missing import Cell
 from wsi_stain.slides.openslide_read import OpenSlideBackend, open_backend
 from wsi_stain.slides.pixel_size import PixelSize
 from wsi_stain.slides.slide_facts import Level, SlideFacts, true_downsample
@@ -165,14 +166,14 @@ def test_thumbnail_reads_small_blocks_when_slide_has_one_level(
         tmp_path / "big.tif", lambda row, column: glass, 0.5, size=(6000, 5000), codec="jpeg"
     )
     areas: list[int] = []
-    read = image_module._Reader.read
+    read = reader_module.LevelReader.read
 
     def spy(self: Any, level: int, region: Region) -> Pixels:
         areas.append(region.size.area_px)
         return read(self, level, region)
 
     with SlideSource.open(path) as source:
-        monkeypatch.setattr(image_module._Reader, "read", spy)
+        monkeypatch.setattr(reader_module.LevelReader, "read", spy)
         found = source.thumbnail(8.0)
     assert found.shape == (313, 375, 3)
     assert _differ(found, np.full_like(found, 243)) <= 1
@@ -277,6 +278,7 @@ class _Bounded:
     """A backend whose slide fills only a part of its grid, as MRXS does."""
 
     def __init__(self, pixels: Pixels, origin: tuple[int, int], size: Size) -> None:
+        self.left_out: set[Cell] = set()
         self.pixels = pixels
         whole = Size(pixels.shape[1], pixels.shape[0])
         self.facts = SlideFacts(
@@ -301,7 +303,7 @@ def test_frame_begins_at_bounds_when_slide_has_them(
     coordinate_slide: Path, coordinates: Coordinates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = _Bounded(coordinates(0, 0, 1000, 800), (301, 203), Size(400, 300))
-    monkeypatch.setattr(image_module, "open_backend", lambda path, cache_mb: backend)
+    monkeypatch.setattr(reader_module, "open_backend", lambda path, cache_mb: backend)
     source = SlideSource.open(coordinate_slide)
     assert source.size_l0 == Size(400, 300)
     found = source.read_out(Region(5, 7, 500, 50), _scale(source, 1.0))

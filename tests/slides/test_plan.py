@@ -164,7 +164,7 @@ def test_projection_counts_bytes_and_seconds() -> None:
     assert (projection.tiles, projection.shards) == (15, 4)
     assert projection.store_bytes == 2 * 15 * 196_608
     assert projection.seconds == 10.0
-    assert projection.memory_bytes == 3 * (10**9 + 8 * 196_608)
+    assert projection.memory_bytes == 3 * (10**9 + 12 * 196_608)
     assert 0.3 < projection.output_bytes / 700_000 < 0.8
 
 

@@ -197,11 +197,13 @@ def test_tile_depends_on_itself_and_the_seed_alone_when_translated(
     bundle = load_bundle(str(folder), CPU)
     he = np.random.default_rng(0).integers(60, 190, (5, 96, 96, 3)).astype(np.uint8)
     places = np.array([[64 * i, 0] for i in range(5)], np.int64)
-    together = translate_tiles(bundle, _task(folder), he, places)
+    together = translate_tiles(bundle, _task(folder), he, places).ihc
     for i in range(5):
-        alone = translate_tiles(bundle, _task(folder), he[i : i + 1], places[i : i + 1])
+        alone = translate_tiles(bundle, _task(folder), he[i : i + 1], places[i : i + 1]).ihc
         assert np.array_equal(alone[0], together[i])
-    other = [translate_tiles(bundle, _task(folder, seed), he[:1], places[:1]) for seed in range(3)]
+    other = [
+        translate_tiles(bundle, _task(folder, seed), he[:1], places[:1]).ihc for seed in range(3)
+    ]
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert float(np.mean(other[a] != other[b])) > 0.2
 
@@ -210,7 +212,7 @@ def test_glass_stays_white_when_the_student_paints(tmp_path: Path, tiny_score: S
     folder = _with_student(tmp_path / "b", tiny_score)
     bundle = load_bundle(str(folder), CPU)
     glass = np.full((1, 96, 96, 3), WHITE, np.uint8)
-    made = translate_tiles(bundle, _task(folder), glass, np.zeros((1, 2), np.int64))
+    made = translate_tiles(bundle, _task(folder), glass, np.zeros((1, 2), np.int64)).ihc
     assert (made == np.round(bundle.spec.color.white).astype(np.uint8)).all()
 
 

@@ -86,14 +86,14 @@ def test_tile_is_the_same_when_batched_otherwise(
 ) -> None:
     bundle = load_bundle(str(tiny_bundle), CPU)
     task = _task(tiny_bundle, start)
-    together = translate_tiles(bundle, task, he, _places(7))
+    together = translate_tiles(bundle, task, he, _places(7)).ihc
     assert together.shape == he.shape
     assert together.dtype == np.uint8
     for i in range(7):
-        alone = translate_tiles(bundle, task, he[i : i + 1], _places(7)[i : i + 1])
+        alone = translate_tiles(bundle, task, he[i : i + 1], _places(7)[i : i + 1]).ihc
         assert np.array_equal(alone[0], together[i])
     order = np.array([6, 0, 3])
-    mixed = translate_tiles(bundle, task, he[order], _places(7)[order])
+    mixed = translate_tiles(bundle, task, he[order], _places(7)[order]).ihc
     assert np.array_equal(mixed, together[order])
 
 
@@ -102,12 +102,12 @@ def test_tile_changes_when_place_or_seed_or_guidance_changes(
 ) -> None:
     bundle = load_bundle(str(tiny_bundle), CPU)
     task = _task(tiny_bundle, start)
-    base = translate_tiles(bundle, task, he[:1], _places(1))
-    assert np.array_equal(translate_tiles(bundle, task, he[:1], _places(1)), base)
-    moved = translate_tiles(bundle, task, he[:1], _places(1) + 1)
+    base = translate_tiles(bundle, task, he[:1], _places(1)).ihc
+    assert np.array_equal(translate_tiles(bundle, task, he[:1], _places(1)).ihc, base)
+    moved = translate_tiles(bundle, task, he[:1], _places(1) + 1).ihc
     assert float(np.mean(moved != base)) > 0.2
     free = structs.replace(SAMPLE, guided=False)
-    unguided = translate_tiles(bundle, _task(tiny_bundle, start, free), he[:1], _places(1))
+    unguided = translate_tiles(bundle, _task(tiny_bundle, start, free), he[:1], _places(1)).ihc
     assert float(np.mean(unguided != base)) > 0.01
 
 
@@ -117,10 +117,10 @@ def test_glass_is_the_bundles_white_when_the_slide_is_bare(
     bundle = load_bundle(str(tiny_bundle), CPU)
     tiles = he[:1].copy()
     tiles[:, :, :48] = np.rint(WHITE)
-    made = translate_tiles(bundle, _task(tiny_bundle, start), tiles, _places(1))
+    made = translate_tiles(bundle, _task(tiny_bundle, start), tiles, _places(1)).ihc
     white = np.rint(read_spec(tiny_bundle).color.white)
     assert np.array_equal(made[0, :, :40], np.broadcast_to(white, (TILE_PX, 40, 3)))
-    dark = translate_tiles(bundle, _task(tiny_bundle, start), he[:1], _places(1))
+    dark = translate_tiles(bundle, _task(tiny_bundle, start), he[:1], _places(1)).ihc
     assert not np.array_equal(made[0, :, 56:], np.broadcast_to(white, (TILE_PX, 40, 3)))
     assert dark.std() > 1.0
 
@@ -129,7 +129,7 @@ def test_identity_bundle_gives_the_start_image_when_translated(
     identity_bundle: Path, start: StartTransform, he: Tiles
 ) -> None:
     bundle = load_bundle(str(identity_bundle), CPU)
-    made = translate_tiles(bundle, _task(identity_bundle, start), he, _places(7))
+    made = translate_tiles(bundle, _task(identity_bundle, start), he, _places(7)).ihc
     assert np.array_equal(made, start.apply(he))
     assert np.abs(made.astype(int) - he).max() <= 1
 

@@ -34,6 +34,7 @@ from wsi_stain.config.run import (
     SlurmConfig,
     StainConfig,
     TileConfig,
+    TrustConfig,
     WriteConfig,
     resolve_sampling,
 )
@@ -87,6 +88,7 @@ __all__ = [
     "StudentSpec",
     "TileConfig",
     "TrainConfig",
+    "TrustConfig",
     "White",
     "WriteConfig",
     "decode_bundle_spec",

@@ -22,10 +22,14 @@ from wsi_stain.errors import BundleError, ConfigError
 
 
 class SlideConfig(Settings, frozen=True, kw_only=True):
-    """How to read the slide. `mpp` beats what the file says, and is recorded as the user's."""
+    """How to read the slide. `mpp` beats what the file says, and is recorded as the user's.
+
+    `allow_missing`: tiles that cannot be read are background and listed, not an error.
+    """
 
     mpp: Mpp | None = None
     cache_mb: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 64
+    allow_missing: bool = False
 
 
 class TileConfig(Settings, frozen=True, kw_only=True):
@@ -46,7 +50,11 @@ class StainConfig(Settings, frozen=True, kw_only=True):
 
 
 class SampleConfig(Settings, frozen=True, kw_only=True):
-    """How to run the model. `None` means: as the bundle says."""
+    """How to run the model. `None` means: as the bundle says.
+
+    ``seeds=K`` runs every tile with K noise seeds, from the run's seed on: K times the cost, and
+    the spread of the brown as a second pyramid. The picture is that of the first.
+    """
 
     solver: Literal["solver", "teacher", "student"] = "solver"
     steps: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
@@ -54,7 +62,16 @@ class SampleConfig(Settings, frozen=True, kw_only=True):
     start_image: StartImage | None = None
     guidance: GuidanceSpec | None = None
     guided: bool = True
+    seeds: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     batch_tiles: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 4
+
+
+class TrustConfig(Settings, frozen=True, kw_only=True):
+    """Which tiles are flagged: those beyond a limit. DESIGN, D19 says where limits come from."""
+
+    structure_min: Annotated[float, msgspec.Meta(ge=-1.0, le=1.0)] = 0.80
+    sobel_ssim_min: Annotated[float, msgspec.Meta(ge=-1.0, le=1.0)] = 0.45
+    white_error_max: Fraction = 0.25
 
 
 class WriteConfig(Settings, frozen=True, kw_only=True):
@@ -158,6 +175,7 @@ class RunConfig(Settings, frozen=True, kw_only=True):
     tiles: TileConfig = TileConfig()
     stain: StainConfig = StainConfig()
     sample: SampleConfig = SampleConfig()
+    trust: TrustConfig = TrustConfig()
     write: WriteConfig = WriteConfig()
     cluster: ClusterConfig = ClusterConfig()
 

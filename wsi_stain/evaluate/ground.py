@@ -15,19 +15,18 @@ from numpy.typing import NDArray
 from wsi_stain.config import QuantifyConfig, Rgb
 from wsi_stain.errors import OutputError
 from wsi_stain.geometry import Region, Scale, choose_scale
-from wsi_stain.layout import OUTPUT_SUFFIXES, RUN_SUFFIX, RunFiles, safe_name
+from wsi_stain.layout import OUTPUT_SUFFIXES, RUN_SUFFIX, UNCERTAINTY_SUFFIX, RunFiles, safe_name
 from wsi_stain.manifest import RunManifest
 from wsi_stain.slides.image import SlideSource
 from wsi_stain.slides.mask import TissueMask, find_tissue
 from wsi_stain.slides.openslide_read import open_backend
 from wsi_stain.slides.slide_facts import Level
+from wsi_stain.stain.spread import OD_PER_LEVEL
 from wsi_stain.stain.white import estimate_white
 from wsi_stain.write.overview import HeFolder
 
 __all__ = ["Ground", "Uncertainty", "find_ground", "open_uncertainty", "picture_name", "run_beside"]
 
-UNCERTAINTY_SUFFIX = "_uncertainty.ome.tiff"
-OD_PER_LEVEL = 0.005  # log10 DAB OD per grey level of the uncertainty pyramid
 PALEST_PERCENT = 2.0
 CACHE_MB = 16
 

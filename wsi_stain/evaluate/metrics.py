@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from skimage.metrics import structural_similarity
 
 from wsi_stain.errors import ConfigError
+from wsi_stain.stain import tile_scores
 from wsi_stain.stain.density import GLASS_OD, is_stained
 
 __all__ = [
@@ -39,7 +40,6 @@ Rgb8 = NDArray[np.uint8]
 Doubles = NDArray[np.float64]
 
 _LUMA = np.array([0.299, 0.587, 0.114])
-_SOBEL_SIDE_PX = 256
 _VIF_MIN_PX = 41
 _VIF_NOISE = 2.0
 _TINY = 1e-8
@@ -124,11 +124,7 @@ def sobel_ssim(output: Rgb8, he: Rgb8) -> float:
         -1..1.
     """
     _check_pair(output, he)
-    edges = [_sobel(output), _sobel(he)]
-    similarity = structural_similarity(  # type: ignore[no-untyped-call]
-        edges[0], edges[1], data_range=1.0
-    )
-    return float(similarity)
+    return tile_scores.sobel_ssim(output, he)
 
 
 def vif_p(output: Rgb8, reference: Rgb8) -> float:
@@ -222,14 +218,6 @@ def _check_pair(a: NDArray[Any], b: NDArray[Any], min_px: int = 1) -> None:
         )
     if min(a.shape[:2]) < min_px:
         raise ConfigError(f"A picture of {a.shape[:2]} px is too small; {min_px} px are needed.")
-
-
-def _sobel(rgb: Rgb8) -> Doubles:
-    grey = cv2.resize(luma(rgb), (_SOBEL_SIDE_PX, _SOBEL_SIDE_PX), interpolation=cv2.INTER_AREA)
-    magnitude = np.hypot(cv2.Sobel(grey, cv2.CV_64F, 1, 0), cv2.Sobel(grey, cv2.CV_64F, 0, 1))
-    largest = float(magnitude.max())
-    scaled: Doubles = magnitude / largest if largest > 0.0 else magnitude
-    return scaled
 
 
 def _blur_valid(picture: Doubles, window_px: int) -> Doubles:

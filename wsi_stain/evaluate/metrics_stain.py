@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from wsi_stain.errors import ConfigError
 from wsi_stain.stain.density import HDX, POSITIVE_OD, dab_od, rgb_to_od
 from wsi_stain.stain.separate import angle_deg
+from wsi_stain.stain.tile_scores import strongest_mean
 
 __all__ = [
     "POSITIVE_OD",
@@ -135,8 +136,7 @@ def dab_p90(rgb: Rgb8, clip: Literal["zero", "softplus"] = "zero") -> float:
     float
         log10 OD, 0 and up.
     """
-    dab = np.sort(dab_od(rgb, clip).ravel())
-    return float(dab[-max(1, round(0.1 * dab.size)) :].mean(dtype=np.float64))
+    return strongest_mean(dab_od(rgb, clip))
 
 
 def dab_agreement(outputs: Sequence[float], references: Sequence[float]) -> tuple[float, float]:

@@ -248,7 +248,7 @@ def translate_picture(painter: ModelPainter, subject: Subject, fit: ColorFit) ->
         device=painter.config.device,
         key="",
     )
-    made = translate_tiles(painter.bundle, task, tiles, places_xy)
+    made = translate_tiles(painter.bundle, task, tiles, places_xy).ihc
     red, green, blue = (round(level) for level in spec.color.white)
     return np.concatenate(list(stitch_bands(grid, lambda i: made[i], (red, green, blue))))
 

@@ -31,15 +31,16 @@ from wsi_stain.evaluate.report_numbers import (
     find_doubts,
     measure_field,
 )
+from wsi_stain.evaluate.report_places import MOST_PLACES, places
 from wsi_stain.files import sha256_any
 from wsi_stain.geometry import Scale, choose_scale
 from wsi_stain.layout import RunFiles, find_run
-from wsi_stain.manifest import RunManifest, RunRecord
+from wsi_stain.manifest import Event, Listener, RunManifest, RunRecord, ignore
 from wsi_stain.slides.image import SlideSource
 from wsi_stain.slides.mask import find_tissue
-from wsi_stain.write.annotations import read_flagged
+from wsi_stain.write.annotations import FlaggedTile, read_flagged
 from wsi_stain.write.overview import HeFolder, HeRecord, keep_he
-from wsi_stain.write.validate import Expected, validate
+from wsi_stain.write.validate import Expected, Validation, validate
 
 __all__ = ["write_report"]
 
@@ -86,8 +87,12 @@ class Story:
         Measured fields.
     doubts, n_cells
         Doubtful places, and how many were looked at.
+    tiles
+        Tiles that the run flagged; None where it scored none.
     measured
         What `quantify` found on the whole slide; None where it was not run.
+    validation, is_unchanged
+        See `report_facts.Evidence`.
     """
 
     files: RunFiles
@@ -96,10 +101,19 @@ class Story:
     fields: Sequence[Field]
     doubts: Sequence[Doubt]
     n_cells: int
+    tiles: Sequence[FlaggedTile] | None
     measured: Numbers | None
+    validation: Validation | None
+    is_unchanged: bool | None
 
 
-def write_report(run: Path, *, slide: Path | None = None) -> Path:
+def write_report(
+    run: Path,
+    *,
+    slide: Path | None = None,
+    is_fresh: bool = False,
+    listener: Listener = ignore,
+) -> Path:
     """Write the page of a run; an older page is replaced.
 
     Parameters
@@ -108,6 +122,10 @@ def write_report(run: Path, *, slide: Path | None = None) -> Path:
         A ``.run`` folder, its pyramid, or an output folder with one run.
     slide
         The H&E slide; needed only where the run kept no H&E.
+    is_fresh
+        The run ended a moment ago, in this process: its checks of the file are not repeated.
+    listener
+        Hears the stage "report".
 
     Returns
     -------
@@ -134,8 +152,9 @@ def write_report(run: Path, *, slide: Path | None = None) -> Path:
             hint="Run wsi-stain translate again; it goes on where it stopped.",
         )
     part = files.report.with_name("report.part")
+    listener(Event("report", "start"))
     try:
-        _build(files, record, _kept_he(files, record, slide), part)
+        _build(files, record, _kept_he(files, record, slide), part, is_fresh)
         if files.report.exists():
             shutil.rmtree(files.report)
         part.rename(files.report)
@@ -148,10 +167,13 @@ def write_report(run: Path, *, slide: Path | None = None) -> Path:
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+    listener(Event("report", "finish"))
     return files.report / PAGE
 
 
-def _build(files: RunFiles, record: RunRecord, kept: HeFolder, folder: Path) -> None:
+def _build(
+    files: RunFiles, record: RunRecord, kept: HeFolder, folder: Path, is_fresh: bool
+) -> None:
     """Measure, draw and write everything into a fresh folder."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(HERE / "assets", folder / "assets")
@@ -171,16 +193,30 @@ def _build(files: RunFiles, record: RunRecord, kept: HeFolder, folder: Path) -> 
         )
     cell_px = max(LEAST_CELL_PX, CELL_PX // he.reduction)
     doubts, n_cells = find_doubts(pictures.he, pictures.ihc, whites, cell_px)
+    tiles = read_flagged(files.tile_scores) if files.tile_scores.is_file() else None
     viewer = _write_pictures(pictures, he, whites, uncertainty, folder)
     viewer["tissue"] = report_pictures.outline_paths(kept.tissue(), he.mask_step)
-    viewer["doubts"] = [[at * he.reduction for at in doubt.region] for doubt in doubts]
-    viewer["doubts"] += [list(tile.box) for tile in read_flagged(files.tile_scores)]
+    viewer["doubts"] = [list(place.box) for place in places(doubts, tiles or (), he)]
     viewer["hot_spot"] = _hot_spot(measured, he.mpp_out)
     viewer["fields"] = [
         {"box": list(field.numbers.region), "he": field.he_file, "ihc": field.ihc_file}
         for field in fields
     ]
-    page = _render(Story(files, record, he, fields, doubts, n_cells, measured), viewer)
+    story = Story(
+        files=files,
+        record=record,
+        he=he,
+        fields=fields,
+        doubts=doubts,
+        n_cells=n_cells,
+        tiles=tiles,
+        measured=measured,
+        validation=None
+        if is_fresh
+        else validate(files.output, expected=Expected(he.size_out, he.mpp_out)),
+        is_unchanged=is_fresh or _is_unchanged(files, record),
+    )
+    page = _render(story, viewer)
     (folder / PAGE).write_text(page, encoding="utf-8")
 
 
@@ -285,11 +321,12 @@ def _render(story: Story, viewer: dict[str, Any]) -> str:
     slide = SlideNumbers.of(numbers)
     evidence = report_facts.Evidence(
         record=record,
-        validation=validate(files.output, expected=Expected(he.size_out, he.mpp_out)),
-        is_unchanged=_is_unchanged(files, record),
+        validation=story.validation,
+        is_unchanged=story.is_unchanged,
         numbers=slide,
         doubts=story.doubts,
         n_cells=story.n_cells,
+        tiles=story.tiles,
     )
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / "templates"),
@@ -310,6 +347,10 @@ def _render(story: Story, viewer: dict[str, Any]) -> str:
         figures=report_facts.figures(slide, numbers, he.mpp_out),
         slide_figures=report_facts.slide_figures(story.measured) if story.measured else [],
         pyramid=files.output.name,
+        run=files.folder.name,
+        nuclei_error=story.measured.nuclei_error if story.measured else "",
+        places=places(story.doubts, story.tiles or (), he),
+        most_places=MOST_PLACES,
         checks=report_facts.checks(evidence),
         fields=fields,
         provenance=report_facts.provenance(record, len(fields)),

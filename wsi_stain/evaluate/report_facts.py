@@ -7,6 +7,7 @@ Every figure carries its definition and its n; a check says what was seen agains
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath, PureWindowsPath
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from wsi_stain.evaluate.metrics_stain import POSITIVE_OD
 from wsi_stain.evaluate.quantify import Numbers
 from wsi_stain.evaluate.report_numbers import Doubt, FieldNumbers, SlideNumbers
 from wsi_stain.manifest import RunRecord
+from wsi_stain.write.annotations import FlaggedTile
 from wsi_stain.write.validate import Validation
 
 __all__ = [
@@ -70,21 +72,24 @@ class Evidence(NamedTuple):
     record
         The run's record.
     validation
-        The verdict on the pyramid.
+        The verdict on the pyramid; None where the run, which ends with it, ended just now.
     is_unchanged
         Whether the pyramid has the digest that the run noted; None where it noted none.
     numbers
         Of the fields.
     doubts, n_cells
         Doubtful places, and how many were looked at.
+    tiles
+        Tiles that the run flagged; None where it scored none.
     """
 
     record: RunRecord
-    validation: Validation
+    validation: Validation | None
     is_unchanged: bool | None
     numbers: SlideNumbers
     doubts: Sequence[Doubt]
     n_cells: int
+    tiles: Sequence[FlaggedTile] | None
 
 
 def figures(numbers: SlideNumbers, fields: Sequence[FieldNumbers], mpp: float) -> list[Figure]:
@@ -136,9 +141,9 @@ def slide_figures(numbers: Numbers) -> list[Figure]:
             "Labelling index",
             percent(numbers.labelling_percent),
             "" if low is None else f"{percent(low)} to {percent(high)} over seeds",
-            f"{numbers.n_positive:,} of {numbers.n_nuclei:,} nuclei. {numbers.nuclei_error}"
-            if numbers.n_nuclei is not None
-            else numbers.nuclei_error,
+            "Not counted, see below."
+            if numbers.n_nuclei is None
+            else f"{numbers.n_positive:,} of {numbers.n_nuclei:,} nuclei positive.",
         ),
         Figure(
             "Positive area",
@@ -167,7 +172,7 @@ def slide_figures(numbers: Numbers) -> list[Figure]:
 
 def checks(evidence: Evidence) -> list[Check]:
     """Judge what a machine can judge; nothing here says that the stain is right."""
-    found, numbers = evidence.validation, evidence.numbers
+    numbers = evidence.numbers
     n_doubts = len(evidence.doubts)
     lost = sum(doubt.reason == "lost" for doubt in evidence.doubts)
     unchanged = {
@@ -178,11 +183,7 @@ def checks(evidence: Evidence) -> list[Check]:
     fit = evidence.record.stain.get("stain", {})
     fit_notes = "; ".join(fit.get("notes", []))
     return [
-        Check(
-            "Pyramid sound",
-            "ok" if found.ok else "fault",
-            "; ".join(found.problems) or f"{len(found.facts.get('levels', []))} levels, all read",
-        ),
+        _soundness(evidence.validation),
         unchanged[evidence.is_unchanged],
         Check(
             "Tissue where the H&E has it",
@@ -211,7 +212,26 @@ def checks(evidence: Evidence) -> list[Check]:
             "look" if evidence.record.flags else "ok",
             "; ".join(evidence.record.flags) or NONE,
         ),
+        *_tile_check(evidence.tiles),
     ]
+
+
+def _soundness(found: Validation | None) -> Check:
+    if found is None:
+        return Check("Pyramid sound", "ok", "read back by the run, which would have failed else")
+    levels = f"{len(found.facts.get('levels', []))} levels, all read"
+    verdict = "ok" if found.ok else "fault"
+    return Check("Pyramid sound", verdict, "; ".join(found.problems) or levels)
+
+
+def _tile_check(tiles: Sequence[FlaggedTile] | None) -> list[Check]:
+    """Count the tiles that the run flagged, by reason; nothing where it scored none."""
+    if tiles is None:
+        return []
+    counts = Counter(word for tile in tiles for word in tile.reason.split(";"))
+    words = ", ".join(f"{word.replace('_', ' ')} {count}" for word, count in counts.most_common())
+    seen = f"{len(tiles):,} flagged: {words}" if tiles else "none flagged"
+    return [Check("Tiles, one by one", "look" if tiles else "ok", seen)]
 
 
 def provenance(record: RunRecord, field_count: int) -> list[Section]:

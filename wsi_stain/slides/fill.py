@@ -10,16 +10,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from wsi_stain.geometry import Region
 from wsi_stain.slides.image import SlideSource
+from wsi_stain.slides.missing import MissingTile, touching
 from wsi_stain.slides.plan import TileGrid
 from wsi_stain.slides.slide_facts import Pixels
 from wsi_stain.slides.store import PatchStore
 
-__all__ = ["FillReport", "FillTask", "fill_shard", "read_tiles"]
+__all__ = ["FillReport", "FillTask", "fill_shard", "missing_in", "read_tiles"]
 
+MISSING = "missing"
 LARGEST_READ_PX = 8_000_000
 
 
@@ -29,6 +32,7 @@ class FillReport:
 
     n_tiles: int
     seconds: float
+    n_missing: int = 0  # tiles of the slide that are background in it
 
 
 @dataclass(frozen=True)
@@ -52,26 +56,44 @@ class FillTask:
     def __call__(self, shard: int) -> FillReport:
         """Read one shard and mark it done."""
         began_s = time.monotonic()
-        n_tiles = fill_shard(self.source, PatchStore.open(self.store), shard, self.key)
-        return FillReport(n_tiles, time.monotonic() - began_s)
+        store = PatchStore.open(self.store)
+        missing = fill_shard(self.source, store, shard, self.key)
+        seconds = time.monotonic() - began_s
+        return FillReport(len(store.grid.shard(shard)), seconds, len(missing))
 
 
-def fill_shard(source: SlideSource, store: PatchStore, shard: int, key: str) -> int:
-    """Read a shard's tiles from the slide and write them to `he`.
+def fill_shard(
+    source: SlideSource, store: PatchStore, shard: int, key: str
+) -> tuple[MissingTile, ...]:
+    """Read a shard's tiles from the slide and write them to `he`, with what the slide lacks.
 
     Returns
     -------
-    int
-        Number of tiles.
+    tuple
+        Tiles of the slide that are background in this shard.
 
     Raises
     ------
     SlideError, OutputError
         Reading or writing failed; nothing is marked done.
     """
-    indexes = store.grid.shard(shard)
-    store.write("he", shard, read_tiles(source, store.grid, indexes), key)
-    return len(indexes)
+    grid = store.grid
+    indexes = grid.shard(shard)
+    tiles = read_tiles(source, grid, indexes)
+    level = source.level_for(grid.scale.factor)
+    regions_out = [grid.region_out(index) for index in indexes]
+    missing = touching(source.missing, level, regions_out, grid.scale)
+    store.write("he", shard, tiles, key, {MISSING: missing} if missing else None)
+    return missing
+
+
+def missing_in(store: PatchStore, shard: int) -> tuple[MissingTile, ...] | None:
+    """Tell which tiles of the slide are background in a shard; `None` where nobody can tell."""
+    facts = store.facts("he", shard) or {}
+    try:
+        return msgspec.convert(facts, dict[str, tuple[MissingTile, ...]]).get(MISSING, ())
+    except msgspec.ValidationError:  # damaged: whoever asks has the shard made again
+        return None
 
 
 def read_tiles(source: SlideSource, grid: TileGrid, indexes: range) -> Pixels:

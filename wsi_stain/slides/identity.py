@@ -43,6 +43,11 @@ def check_file(path: Path) -> None:
         raise SlideError(f"Slide {path} is empty (0 bytes).", hint="Copy it again.")
     if not os.access(path, os.R_OK):
         raise SlideError(f"Slide {path} cannot be opened: no permission to read it.")
+    if path.suffix.lower() == ".mrxs" and not path.with_suffix("").is_dir():
+        raise SlideError(
+            f"Slide {path} lacks the folder {path.stem}/ beside it, which holds its pixels.",
+            hint="Copy the folder, too: an MRXS slide is a file and a folder of the same name.",
+        )
 
 
 def content_digest(path: Path) -> str:
@@ -56,9 +61,21 @@ def content_digest(path: Path) -> str:
     -------
     str
         64 hex digits.
+
+    Raises
+    ------
+    SlideError
+        The system refuses to read it.
     """
-    if path.is_dir():
-        return _folder_digest(path)
+    try:
+        return _folder_digest(path) if path.is_dir() else _file_digest(path)
+    except OSError as error:
+        raise SlideError(
+            f"Slide {path} cannot be read: {error.strerror or error}.", hint="Copy it again."
+        ) from error
+
+
+def _file_digest(path: Path) -> str:
     digest = hashlib.sha256()
     size_bytes = path.stat().st_size
     digest.update(str(size_bytes).encode())

@@ -7,23 +7,22 @@ slide's own background. Not here: tissue, tiles, stores; which library opens wha
 
 from __future__ import annotations
 
-import io
 import math
-import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
 
 from wsi_stain.errors import SlideError
 from wsi_stain.geometry import Region, Scale, Size
 from wsi_stain.slides.identity import check_file, content_digest
-from wsi_stain.slides.openslide_read import open_backend
+from wsi_stain.slides.missing import MissingTile
 from wsi_stain.slides.pixel_size import settle
+from wsi_stain.slides.reader import LevelReader, OpenedSlide
 from wsi_stain.slides.slide_facts import Level, Pixels, SlideFacts
 
 __all__ = ["Level", "Pixels", "SlideSource"]
@@ -86,10 +85,17 @@ class SlideSource:
     has_icc: bool
     digest: str
     notes: tuple[str, ...]
-    _reader: _Reader = field(repr=False)
+    _reader: LevelReader = field(repr=False)
 
     @classmethod
-    def open(cls, path: Path | str, *, mpp: float | None = None, cache_mb: int = 64) -> SlideSource:
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        mpp: float | None = None,
+        cache_mb: int = 64,
+        allow_missing: bool = False,
+    ) -> SlideSource:
         """Open a slide.
 
         Parameters
@@ -100,11 +106,14 @@ class SlideSource:
             Pixel size, um/px, where the file says none or a wrong one.
         cache_mb
             Bound of decoded tiles kept in memory.
+        allow_missing
+            Take tiles that cannot be decoded for background, and list them in `missing`.
 
         Raises
         ------
         SlideError
-            Not a readable slide, damaged, not 8-bit RGB, or not brightfield.
+            Not a readable slide, damaged, not 8-bit RGB, or not brightfield. A `TileError` where
+            it is one tile that is damaged.
         MppUnknownError
             No trustworthy pixel size.
         ConfigError
@@ -113,35 +122,64 @@ class SlideSource:
         path = Path(path)
         check_file(path)
         digest = content_digest(path)
-        reader = _Reader(path, cache_mb, digest)
+        reader = LevelReader(path, cache_mb, digest, allow_missing=allow_missing)
         opened = reader.opened
-        facts = opened.backend.facts
-        try:
-            mpp_l0, mpp_origin, mpp_in_file = settle(path, facts.pixel_sizes, mpp)
-            _check_extent(path, facts.size_l0, mpp_l0)
-            source = cls(
-                path=path,
-                format=facts.format,
-                size_l0=facts.size_l0,
-                origin_l0=facts.origin_l0,
-                mpp_l0=mpp_l0,
-                mpp_origin=mpp_origin,
-                mpp_in_file=mpp_in_file,
-                objective_power=facts.objective_power,
-                levels=facts.levels,
-                background=opened.to_srgb(
-                    np.array(facts.background, np.uint8).reshape(1, 1, 3)
-                ).reshape(3),
-                has_icc=opened.transform is not None,
-                digest=digest,
-                notes=tuple(_notes(facts, opened.transform is not None)),
-                _reader=reader,
-            )
+        with ExitStack() as on_error:
+            on_error.callback(reader.close)
+            pixel_size = settle(path, opened.backend.facts.pixel_sizes, mpp)
+            _check_extent(path, opened.backend.facts.size_l0, pixel_size[0])
+            source = cls._of(reader, path, digest, opened, pixel_size)
             source._check_brightfield()
-        except Exception:
-            reader.close()
-            raise
+            on_error.pop_all()
         return source
+
+    @classmethod
+    def _of(
+        cls,
+        reader: LevelReader,
+        path: Path,
+        digest: str,
+        opened: OpenedSlide,
+        pixel_size: tuple[float, str, float | None],
+    ) -> SlideSource:
+        facts = opened.backend.facts
+        mpp_l0, mpp_origin, mpp_in_file = pixel_size
+        background = np.array(facts.background, np.uint8).reshape(1, 1, 3)
+        return cls(
+            path=path,
+            format=facts.format,
+            size_l0=facts.size_l0,
+            origin_l0=facts.origin_l0,
+            mpp_l0=mpp_l0,
+            mpp_origin=mpp_origin,
+            mpp_in_file=mpp_in_file,
+            objective_power=facts.objective_power,
+            levels=facts.levels,
+            background=opened.to_srgb(background).reshape(3),
+            has_icc=opened.transform is not None,
+            digest=digest,
+            notes=tuple(_notes(facts, opened.transform is not None)),
+            _reader=reader,
+        )
+
+    @property
+    def missing(self) -> tuple[MissingTile, ...]:
+        """Tiles that could not be read, so far and in this process, in the order of the file."""
+        found = []
+        for (level, row, column, region), reason in sorted(self._reader.missing.items()):
+            factor = self.levels[level].downsample
+            x_px, y_px = (
+                round(start * factor) - origin
+                for start, origin in zip(region[:2], self.origin_l0, strict=True)
+            )
+            sides = (round(side * factor) for side in region.size)
+            found.append(MissingTile(level, row, column, Region(x_px, y_px, *sides), reason))
+        return tuple(found)
+
+    def level_for(self, factor: float) -> int:
+        """Choose the level to read for px of `factor` level-0 px: not coarser than they are."""
+        fine = [i for i, level in enumerate(self.levels) if level.downsample <= factor * (1 + 1e-6)]
+        return max(fine, key=lambda index: self.levels[index].downsample, default=0)
 
     def read_out(self, region_out: Region, scale: Scale) -> Pixels:
         """Read a region of the virtual slide.
@@ -204,7 +242,7 @@ class SlideSource:
         width_px = max(1, math.ceil(self.size_l0.width_px / factor - 1e-9))
         height_px = max(1, math.ceil(self.size_l0.height_px / factor - 1e-9))
         out = np.empty((height_px, width_px, 3), np.uint8)
-        step = factor / self.levels[self._level_for(factor)].downsample
+        step = factor / self.levels[self.level_for(factor)].downsample
         side_px = max(1, int(THUMBNAIL_BLOCK_PX / step))
         for block in _blocks(Size(width_px, height_px), side_px):
             pixels = self._resample(block, factor, Image.Resampling.BOX)
@@ -226,14 +264,9 @@ class SlideSource:
     ) -> None:
         self.close()
 
-    def _level_for(self, factor: float) -> int:
-        """Choose the coarsest level that is not coarser than `factor`."""
-        fine = [i for i, level in enumerate(self.levels) if level.downsample <= factor * (1 + 1e-6)]
-        return max(fine, key=lambda index: self.levels[index].downsample, default=0)
-
     def _resample(self, region: Region, factor: float, filter_: Image.Resampling) -> Pixels:
         """Read a region, in px of `factor` level-0 px, that begins inside the slide."""
-        index = self._level_for(factor)
+        index = self.level_for(factor)
         downsample = self.levels[index].downsample
         step = factor / downsample
         left, top = (
@@ -291,69 +324,6 @@ class SlideSource:
                 "glass is seen, as in fluorescence.",
                 hint="Only H&E in transmitted light can be translated.",
             )
-
-
-class _Reader:
-    """The open file behind a SlideSource: left behind when pickled, opened anew when needed."""
-
-    def __init__(self, path: Path, cache_mb: int, digest: str) -> None:
-        self._path = path
-        self._cache_mb = cache_mb
-        self._digest = digest
-        self._opened: _Opened | None = None
-
-    @property
-    def opened(self) -> _Opened:
-        # A handle must not be shared with the parent of a forked process: both move its position.
-        if self._opened is None or self._opened.pid != os.getpid():
-            check_file(self._path)
-            if content_digest(self._path) != self._digest:
-                raise SlideError(
-                    f"Slide {self._path} has changed since it was opened.", hint="Start again."
-                )
-            self._opened = _Opened(self._path, self._cache_mb)
-        return self._opened
-
-    def read(self, level: int, region: Region) -> Pixels:
-        return self.opened.to_srgb(self.opened.backend.read(level, region))
-
-    def close(self) -> None:
-        if self._opened is not None and self._opened.pid == os.getpid():
-            self._opened.backend.close()
-        self._opened = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        # It may be opened by a process that works in another folder.
-        return {**self.__dict__, "_path": self._path.absolute(), "_opened": None}
-
-
-class _Opened:
-    """An open slide with its color transform, of one process."""
-
-    def __init__(self, path: Path, cache_mb: int) -> None:
-        self.pid = os.getpid()
-        self.backend = open_backend(path, cache_mb)
-        self.transform = _srgb_transform(self.backend.facts.icc)
-
-    def to_srgb(self, pixels: Pixels) -> Pixels:
-        if self.transform is None:
-            return pixels
-        picture = Image.fromarray(pixels)
-        ImageCms.applyTransform(picture, self.transform, inPlace=True)
-        return np.asarray(picture)
-
-
-def _srgb_transform(icc: bytes | None) -> ImageCms.ImageCmsTransform | None:
-    """Build the transform from the slide's profile to sRGB; none where the profile is broken."""
-    if icc is None:
-        return None
-    try:
-        profile = ImageCms.getOpenProfile(io.BytesIO(icc))
-        intent = ImageCms.Intent(ImageCms.getDefaultIntent(profile))
-        srgb = ImageCms.createProfile("sRGB")
-        return ImageCms.buildTransform(profile, srgb, "RGB", "RGB", intent)
-    except (ImageCms.PyCMSError, OSError):  # a note of the slide says so
-        return None
 
 
 def _notes(facts: SlideFacts, has_transform: bool) -> Iterator[str]:

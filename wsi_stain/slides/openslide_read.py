@@ -19,6 +19,7 @@ from PIL import Image, ImageCms
 
 from wsi_stain.errors import SlideError
 from wsi_stain.geometry import Region, Size
+from wsi_stain.slides.missing import UNDECODABLE, Cell, cells_of, tile_error
 from wsi_stain.slides.pixel_size import PixelSize, from_power, from_resolution
 from wsi_stain.slides.slide_facts import (
     Backend,
@@ -36,6 +37,8 @@ __all__ = ["OpenSlideBackend", "open_backend"]
 # OpenSlide reads level px at round(l0 / downsample): beside a whole pixel it interpolates.
 LARGEST_SHIFT_PX = 0.01
 SHIFT_MARGIN_PX = 4
+BLOCK_PX = 512
+LARGEST_CELL_PX = 2**22
 # Codecs that decode to the same pixels without OpenSlide: none, LZW, JPEG, deflate, Aperio RGB
 # JPEG 2000. Not 33003: its YCbCr needs OpenSlide's conversion.
 _DIRECT_CODECS = frozenset({1, 5, 7, 8, 32946, 33005})
@@ -78,7 +81,9 @@ class OpenSlideBackend:
 
     def __init__(self, path: Path, slide: openslide.OpenSlide, cache_mb: int) -> None:
         self._path = path
+        self._cache_mb = cache_mb
         self._slide = slide
+        self.left_out: set[Cell] = set()
         slide.set_cache(openslide.OpenSlideCache(cache_mb * 2**20))
         sizes = [Size(*dimensions) for dimensions in slide.level_dimensions]
         self.facts = _facts(slide, dict(slide.properties), sizes)
@@ -110,7 +115,10 @@ class OpenSlideBackend:
             self._direct_file.close()
 
     def _read_unshifted(self, level: int, region: Region) -> Pixels:
-        """Undo the fraction of a pixel by which OpenSlide moves a reduced level."""
+        """Undo the fraction of a pixel by which OpenSlide moves a reduced level.
+
+        Beside a tile that is left out, tiles are read one by one, and half a pixel may stay.
+        """
         factor = self._slide.level_downsamples[level]
         wide = _grow(region, SHIFT_MARGIN_PX)
         left_px = region.x_px - round(wide.x_px * factor) / factor
@@ -121,21 +129,52 @@ class OpenSlideBackend:
         )
 
     def _read_rgb(self, level: int, region: Region) -> Image.Image:
+        cells = {cell for cell in self.left_out if cell.level == level}
+        if not any(0 not in region.intersect(cell.region).size for cell in cells):
+            try:
+                return self._on_background(self._read_rgba(level, region))
+            except openslide.OpenSlideError:
+                self._reopen()  # after an error OpenSlide says no more; then find the tile
+        picture = Image.new("RGBA", region.size)
+        for cell in cells_of(level, region, self._tile_size(level)):
+            part = region.intersect(cell.region)
+            if cell in cells:
+                continue
+            try:
+                pixels = self._read_rgba(level, part)
+            except openslide.OpenSlideError as error:
+                self._reopen()
+                raise tile_error(self._path, cell, UNDECODABLE, _one_line(error)) from error
+            picture.paste(pixels, (part.x_px - region.x_px, part.y_px - region.y_px))
+        return self._on_background(picture)
+
+    def _read_rgba(self, level: int, region: Region) -> Image.Image:
         factor = self._slide.level_downsamples[level]
         place_l0 = (round(region.x_px * factor), round(region.y_px * factor))
-        try:
-            rgba = self._slide.read_region(place_l0, level, region.size)
-        except openslide.OpenSlideError as error:
-            raise SlideError(
-                f"Slide {self._path} is damaged: level {level} cannot be read near "
-                f"({place_l0[0]}, {place_l0[1]}): {_one_line(error)}.",
-                hint="Copy it again, or check it with its scanner's viewer.",
-            ) from error
+        return self._slide.read_region(place_l0, level, region.size)
+
+    def _on_background(self, rgba: Image.Image) -> Image.Image:
         if rgba.getchannel("A").getextrema() == (255, 255):
             return rgba.convert("RGB")
         opaque = Image.new("RGBA", rgba.size, (*self.facts.background, 255))
         opaque.alpha_composite(rgba)
         return opaque.convert("RGB")
+
+    def _tile_size(self, level: int) -> Size:
+        """Tell how the file cuts a level; where it does not say, or cuts whole rows, blocks."""
+        names = (f"openslide.level[{level}].tile-{side}" for side in ("width", "height"))
+        width_px, height_px = (int(self._slide.properties.get(name, 0)) for name in names)
+        if 0 < width_px * height_px <= LARGEST_CELL_PX:
+            return Size(width_px, height_px)
+        return Size(BLOCK_PX, BLOCK_PX)
+
+    def _reopen(self) -> None:
+        self._slide.close()
+        try:
+            self._slide = openslide.OpenSlide(self._path)
+        except (openslide.OpenSlideError, OSError) as error:
+            raise _refused(self._path, error, "") from error
+        self._slide.set_cache(openslide.OpenSlideCache(self._cache_mb * 2**20))
 
     def _open_direct(self, sizes: list[Size], cache_mb: int) -> None:
         """Take the direct way when every level is a page that decodes to the same pixels."""
@@ -155,8 +194,14 @@ class OpenSlideBackend:
         self.facts = replace(self.facts, missing_pieces=max(missing, default=0))
         if all(size in pages for size in sizes):
             self._direct = [
-                TiffPageReader(pages[size], self.facts.background, cache_mb * 2**20 // len(sizes))
-                for size in sizes
+                TiffPageReader(
+                    pages[size],
+                    self.facts.background,
+                    cache_mb * 2**20 // len(sizes),
+                    level=level,
+                    left_out=self.left_out,
+                )
+                for level, size in enumerate(sizes)
             ]
 
 

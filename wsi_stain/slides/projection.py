@@ -16,6 +16,8 @@ __all__ = ["PlanLimits", "PlanProjection", "Speeds", "check", "project"]
 OUTPUT_BYTES_PER_PX = 0.42 * 4 / 3
 # LZW and zstd on dense virtual IHC take 2.4 to 2.8 bytes, on H&E up to 3.9.
 LOSSLESS_BYTES_PER_PX = 3.0 * 4 / 3
+# LZW on the spread over seeds, grey as RGB.
+SPREAD_BYTES_PER_PX = 1.0 * 4 / 3
 # A blank 512 px tile has 1,820 bytes.
 BLANK_BYTES_PER_PX = 0.007 * 4 / 3
 WRITER_BYTES = 200 * 2**20
@@ -61,7 +63,12 @@ class PlanProjection:
 
 
 def project(
-    grid: TileGrid, speeds: Speeds, *, n_arrays: int = 2, lossless: bool = False
+    grid: TileGrid,
+    speeds: Speeds,
+    *,
+    n_arrays: int = 2,
+    lossless: bool = False,
+    spread: bool = False,
 ) -> PlanProjection:
     """Project the cost of a plan.
 
@@ -75,23 +82,28 @@ def project(
         Patch arrays in the store: `he` and `ihc`.
     lossless
         Whether the output keeps every pixel.
+    spread
+        Whether the spread over seeds is kept and written beside the output.
 
     Returns
     -------
     PlanProjection
-        Memory is the larger of two stages: all workers with one shard in and one out each, or the
-        writer with two row bands (RGB and two feathered strips).
+        Memory is the larger of two stages: all workers with one shard in and two out each (bare
+        and with glass), the spread as float32 beside them; or the writer with two row bands (RGB
+        and two feathered strips).
     """
     tile_bytes = 3 * grid.tile_px**2
     band_bytes = 3 * grid.tile_px * grid.scale.size_out.width_px
-    worker_bytes = speeds.worker_bytes + 2 * min(grid.shard_tiles, grid.n_tiles) * tile_bytes
+    shard_bytes = min(grid.shard_tiles, grid.n_tiles) * tile_bytes
+    worker_bytes = speeds.worker_bytes + (3 + 2 * spread) * shard_bytes
     tissue_px = min(grid.n_tiles * grid.stride_px**2, grid.scale.size_out.area_px)
     blank_px = grid.scale.size_out.area_px - tissue_px
     bytes_per_px = LOSSLESS_BYTES_PER_PX if lossless else OUTPUT_BYTES_PER_PX
+    bytes_per_px += spread * SPREAD_BYTES_PER_PX
     return PlanProjection(
         tiles=grid.n_tiles,
         shards=grid.n_shards,
-        store_bytes=n_arrays * grid.n_tiles * tile_bytes,
+        store_bytes=n_arrays * grid.n_tiles * tile_bytes + spread * grid.n_tiles * tile_bytes // 3,
         output_bytes=int(tissue_px * bytes_per_px + blank_px * BLANK_BYTES_PER_PX),
         memory_bytes=max(speeds.n_workers * worker_bytes, WRITER_BYTES + 2 * band_bytes),
         seconds=grid.n_tiles * speeds.tile_s / max(1, min(speeds.n_workers, grid.n_shards)),

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from wsi_stain.errors import SlideError
 from wsi_stain.geometry import Region, Size
+from wsi_stain.slides.missing import Cell
 from wsi_stain.slides.pixel_size import PixelSize
 
 __all__ = ["Backend", "Level", "Pixels", "SlideFacts", "check_sizes", "true_downsample"]
@@ -66,12 +67,29 @@ class SlideFacts:
 
 
 class Backend(Protocol):
-    """A library that reads slides, opened on one file."""
+    """A library that reads slides, opened on one file.
+
+    Attributes
+    ----------
+    facts
+        What the file says.
+    left_out
+        Tiles that are not decoded but read as background; whoever reads adds to it.
+    """
 
     facts: SlideFacts
+    left_out: set[Cell]
 
     def read(self, level: int, region: Region) -> Pixels:
-        """Read a region that lies inside a level's whole grid, as uint8 (h, w, 3) RGB."""
+        """Read a region that lies inside a level's whole grid, as uint8 (h, w, 3) RGB.
+
+        Raises
+        ------
+        TileError
+            A tile that is not left out cannot be read.
+        SlideError
+            Nothing can be read.
+        """
         ...
 
     def close(self) -> None:

@@ -6,18 +6,19 @@ The only door to zarr. Layout of a store:
 
     grid.json, grid.npy      the grid: change it and the work is void
     he/, ihc/                zarr v3 arrays uint8 (N, t, t, 3): a chunk is a tile, a file a shard
-    done/he/000007.json      made after the shard is safe on disk: key, bytes, SHA-256
+    sd/                      the same, uint8 (N, t, t, 1): spread over seeds, where it was asked for
+    done/he/000007.json      made after the shard is safe on disk: key, bytes, SHA-256, facts
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import zarr
 
@@ -28,12 +29,22 @@ from wsi_stain.slides.slide_facts import Pixels
 
 __all__ = ["ARRAYS", "ArrayName", "PatchStore"]
 
-ArrayName = Literal["he", "ihc"]
-ARRAYS: tuple[ArrayName, ...] = ("he", "ihc")
+ArrayName = Literal["he", "ihc", "sd"]
+ARRAYS: tuple[ArrayName, ...] = ("he", "ihc", "sd")
+CHANNELS = {"he": 3, "ihc": 3, "sd": 1}
 # What zarr makes of metadata that are not there, cut or changed.
 _DAMAGE = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 _OWN_NAMES = frozenset({*ARRAYS, "done", "grid.json", "grid.npy"})
 _LEFT_OVERS = ("*.partial", "*.part")
+
+
+class _Marker(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is known of a finished shard."""
+
+    key: str
+    bytes: int
+    sha256: str
+    facts: Any = None
 
 
 class PatchStore:
@@ -86,19 +97,23 @@ class PatchStore:
         """
         return cls(path)
 
-    def write(self, name: ArrayName, shard: int, tiles: Pixels, key: str) -> None:
+    def write(
+        self, name: ArrayName, shard: int, tiles: Pixels, key: str, facts: Any = None
+    ) -> None:
         """Write a shard, and mark it done once it is safe.
 
         Parameters
         ----------
         name
-            "he" or "ihc".
+            "he", "ihc" or "sd".
         shard
             Its number.
         tiles
-            uint8 (n, t, t, 3), all tiles of the shard.
+            uint8 (n, t, t, 3), of "sd" (n, t, t, 1): all tiles of the shard.
         key
             Identity of the settings that made them; another key makes the shard pending.
+        facts
+            What is known of the tiles, as plain JSON types: kept, and void, with the shard.
 
         Raises
         ------
@@ -106,7 +121,7 @@ class PatchStore:
             Wrong shape, or the disk refuses.
         """
         indexes = self.grid.shard(shard)
-        expected = (len(indexes), self.grid.tile_px, self.grid.tile_px, 3)
+        expected = (len(indexes), *_tile_shape(name, self.grid))
         if tiles.shape != expected or tiles.dtype != np.uint8:
             raise OutputError(
                 f"Store {self.path}: shard {shard} of {name} takes uint8 {expected}, "
@@ -121,14 +136,15 @@ class PatchStore:
             flush_to_disk(file)
             for folder in list(file.parents)[:5]:
                 flush_to_disk(folder)
-            record = {"key": key, "bytes": file.stat().st_size, "sha256": _sha256(tiles)}
-            _write_atomic(self._marker(name, shard), json.dumps(record))
+            n_bytes = file.stat().st_size
+            marker = _Marker(key=key, bytes=n_bytes, sha256=_sha256(tiles), facts=facts)
+            _write_atomic(self._marker(name, shard), msgspec.json.encode(marker))
         except OSError as error:
             what = f"Store {self.path}: shard {shard} of {name}"
             raise cannot_write(self.path, error, what) from error
 
     def read(self, name: ArrayName, shard: int) -> Pixels:
-        """Read a shard, uint8 (n, t, t, 3); the last may be short.
+        """Read a shard, uint8 (n, t, t, 3 or 1); the last may be short.
 
         Raises
         ------
@@ -139,7 +155,7 @@ class PatchStore:
         return self._get(name, shard, slice(indexes.start, indexes.stop))
 
     def read_tile(self, name: ArrayName, index: int) -> Pixels:
-        """Read one tile, uint8 (t, t, 3).
+        """Read one tile, uint8 (t, t, 3 or 1).
 
         Raises
         ------
@@ -155,18 +171,20 @@ class PatchStore:
 
         `verify` reads it back and compares the SHA-256: about 1 s per GB.
         """
+        marker = self._read_marker(name, shard)
+        if marker is None or marker.key != key:
+            return False
         try:
-            record = json.loads(self._marker(name, shard).read_text(encoding="utf-8"))
-            n_bytes = self._shard_file(name, shard).stat().st_size
-        except FileNotFoundError:
+            if marker.bytes != self._shard_file(name, shard).stat().st_size:
+                return False
+        except OSError:  # lost, or out of reach: not there to be used
             return False
-        except (OSError, RecursionError, ValueError):  # a marker that is not JSON says nothing
-            return False
-        if not isinstance(record, dict) or record.get("key") != key:
-            return False
-        if record.get("bytes") != n_bytes:
-            return False
-        return not verify or self._matches(name, shard, str(record.get("sha256")))
+        return not verify or self._matches(name, shard, marker.sha256)
+
+    def facts(self, name: ArrayName, shard: int) -> Any:
+        """Give what was written with a finished shard; `None` where that was nothing."""
+        marker = self._read_marker(name, shard)
+        return marker.facts if marker is not None else None
 
     def pending(self, name: ArrayName, key: str, *, verify: bool = False) -> list[int]:
         """List the shards still to be made under this key."""
@@ -206,6 +224,12 @@ class PatchStore:
 
     def _shard_file(self, name: ArrayName, shard: int) -> Path:
         return self.path / name / "c" / str(shard) / "0" / "0" / "0"
+
+    def _read_marker(self, name: ArrayName, shard: int) -> _Marker | None:
+        try:
+            return msgspec.json.decode(self._marker(name, shard).read_bytes(), type=_Marker)
+        except (msgspec.MsgspecError, OSError, RecursionError, ValueError):
+            return None  # a marker that is not there, or none of ours, says nothing
 
     def _marker(self, name: ArrayName, shard: int) -> Path:
         return self.path / "done" / name / f"{shard:06d}.json"
@@ -248,12 +272,12 @@ def _digest_of(header: Path) -> str:
 
 def _create_array(path: Path, name: ArrayName, grid: TileGrid) -> None:
     """Make an array; one that is there stays if it is sound, else it goes with its markers."""
-    if _fits(path / name, grid):
+    tile = _tile_shape(name, grid)
+    if _fits(path / name, grid, tile):
         return
     for folder in (path / "done" / name, path / name):
         if folder.exists():
             shutil.rmtree(folder)
-    tile = (grid.tile_px, grid.tile_px, 3)
     zarr.create_array(
         path / name,
         shape=(grid.n_tiles, *tile),
@@ -266,13 +290,16 @@ def _create_array(path: Path, name: ArrayName, grid: TileGrid) -> None:
     )
 
 
-def _fits(path: Path, grid: TileGrid) -> bool:
+def _tile_shape(name: ArrayName, grid: TileGrid) -> tuple[int, int, int]:
+    return grid.tile_px, grid.tile_px, CHANNELS[name]
+
+
+def _fits(path: Path, grid: TileGrid, tile: tuple[int, int, int]) -> bool:
     """Tell whether an array's metadata can be read and are those that `grid` asks for."""
     try:
         array = zarr.open_array(path, mode="r")
     except _DAMAGE:
         return False
-    tile = (grid.tile_px, grid.tile_px, 3)
     return (
         array.shape == (grid.n_tiles, *tile)
         and array.dtype == np.uint8
@@ -287,7 +314,7 @@ def _sha256(tiles: Pixels) -> str:
     return hashlib.sha256(np.ascontiguousarray(tiles).data).hexdigest()
 
 
-def _write_atomic(path: Path, text: str) -> None:
+def _write_atomic(path: Path, data: bytes) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    part.write_text(text, encoding="utf-8")
+    part.write_bytes(data)
     replace_durably(part, path)

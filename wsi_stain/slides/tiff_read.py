@@ -10,11 +10,13 @@ shift by a fraction of a pixel.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import re
 import struct
 from collections import OrderedDict
+from collections.abc import Set
 from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
@@ -24,8 +26,10 @@ import tifffile
 
 from wsi_stain.errors import SlideError
 from wsi_stain.geometry import Region, Size
+from wsi_stain.slides.missing import UNDECODABLE, Cell, cells_of, tile_error
 from wsi_stain.slides.pixel_size import PixelSize, from_power, from_resolution
 from wsi_stain.slides.slide_facts import Level, Pixels, SlideFacts, true_downsample
+from wsi_stain.slides.streams import stream_fault
 
 __all__ = ["DAMAGE", "TiffBackend", "TiffPageReader", "is_tiff"]
 
@@ -70,6 +74,10 @@ class TiffPageReader:
         RGB of tiles that the file leaves out.
     cache_bytes
         Bound of decoded tiles kept: neighboring regions share tiles.
+    level
+        Its number, for errors.
+    left_out
+        Tiles that are background; read at each call.
 
     Notes
     -----
@@ -77,10 +85,18 @@ class TiffPageReader:
     """
 
     def __init__(
-        self, page: tifffile.TiffPage, background: tuple[int, int, int], cache_bytes: int
+        self,
+        page: tifffile.TiffPage,
+        background: tuple[int, int, int],
+        cache_bytes: int,
+        *,
+        level: int,
+        left_out: Set[Cell],
     ) -> None:
         _check_page(page)
         self._page = page
+        self._level = level
+        self._left_out = left_out
         self._background = np.array(background, np.uint8)
         self._cache: OrderedDict[int, Pixels] = OrderedDict()
         height_px, width_px = page.chunks[0], page.chunks[1]
@@ -89,48 +105,62 @@ class TiffPageReader:
 
     def read(self, region: Region) -> Pixels:
         """Read a region that lies inside the page, as uint8 (h, w, 3) RGB."""
-        tile_h, tile_w = self._tile_hw
         out = np.empty((region.height_px, region.width_px, 3), np.uint8)
-        for row in range(region.y_px // tile_h, -(-region.bottom_px // tile_h)):
-            for column in range(region.x_px // tile_w, -(-region.right_px // tile_w)):
-                frame = Region(column * tile_w, row * tile_h, tile_w, tile_h)
-                part = region.intersect(frame)
-                tile = self._tile(row, column)
-                out[_slices(part, region)] = tile[_slices(part, frame)]
+        for cell in cells_of(self._level, region, Size(*self._tile_hw[::-1])):
+            part = region.intersect(cell.region)
+            out[_slices(part, region)] = self._tile(cell)[_slices(part, cell.region)]
         return out
 
-    def _tile(self, row: int, column: int) -> Pixels:
-        index = row * -(-self._page.imagewidth // self._tile_hw[1]) + column
+    def _tile(self, cell: Cell) -> Pixels:
+        if cell in self._left_out:
+            return np.broadcast_to(self._background, (*self._tile_hw, 3))
+        index = cell.row * -(-self._page.imagewidth // self._tile_hw[1]) + cell.column
         if index in self._cache:
             self._cache.move_to_end(index)
             return self._cache[index]
-        tile = self._cache[index] = self._decode(index)
+        tile = self._cache[index] = self._decode(index, cell)
         while len(self._cache) > self._n_kept:
             self._cache.popitem(last=False)
         return tile
 
-    def _decode(self, index: int) -> Pixels:
+    def _decode(self, index: int, cell: Cell) -> Pixels:
         page = self._page
-        name = page.parent.filehandle.path
         if page.databytecounts[index] == 0:
             return np.broadcast_to(self._background, (*self._tile_hw, 3))
-        file = page.parent.filehandle
-        file.seek(page.dataoffsets[index])
-        data = file.read(page.databytecounts[index])
+        data = self._bytes(index, cell)
         options = {}
         if page.jpegtables is not None or page.jpegheader is not None:
             options = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
+        name = page.parent.filehandle.path
+        if fault := stream_fault(data, int(page.compression)):
+            raise tile_error(name, cell, fault)
         try:
             segment, _, _ = page.decode(data, index, **options)
         except DAMAGE as error:
-            raise SlideError(
-                f"Slide {name} is damaged: tile {index} of the {page.imagewidth} x "
-                f"{page.imagelength} px level cannot be decoded ({_one_line(error)}).",
-                hint="Copy it again, or check it with its scanner's viewer.",
-            ) from error
+            raise tile_error(name, cell, UNDECODABLE, _one_line(error)) from error
         if segment is None:
-            raise SlideError(f"Slide {name} is damaged: tile {index} is empty.")
+            raise tile_error(name, cell, "it is empty")
         return cast(Pixels, segment[0])
+
+    def _bytes(self, index: int, cell: Cell) -> bytes:
+        """Read a tile's stream; a bad block of the disk costs the tile, a lost file all."""
+        file, n_bytes = self._page.parent.filehandle, self._page.databytecounts[index]
+        try:
+            file.seek(self._page.dataoffsets[index])
+            data = bytes(file.read(n_bytes))
+        except OSError as error:
+            if error.errno == errno.EIO:
+                raise tile_error(file.path, cell, "input/output error") from error
+            raise SlideError(
+                f"Slide {file.path} cannot be read any more: {error.strerror or error}."
+            ) from error
+        if len(data) < n_bytes:
+            raise SlideError(
+                f"Slide {file.path} was cut while it was read: {n_bytes:,} bytes are missing at "
+                f"{self._page.dataoffsets[index] + len(data):,}.",
+                hint="Type the same command again when the slide is whole.",
+            )
+        return data
 
 
 class TiffBackend:
@@ -150,6 +180,7 @@ class TiffBackend:
     """
 
     def __init__(self, path: Path, cache_mb: int) -> None:
+        self.left_out: set[Cell] = set()
         try:
             self._file = tifffile.TiffFile(path)
         except DAMAGE as error:
@@ -166,8 +197,14 @@ class TiffBackend:
         pages = [level.keyframe for level in _largest_series(path, self._file).levels]
         self.facts = _facts(self._file, pages)
         self._readers = [
-            TiffPageReader(page, self.facts.background, cache_mb * 2**20 // len(pages))
-            for page in pages
+            TiffPageReader(
+                page,
+                self.facts.background,
+                cache_mb * 2**20 // len(pages),
+                level=level,
+                left_out=self.left_out,
+            )
+            for level, page in enumerate(pages)
         ]
 
     def read(self, level: int, region: Region) -> Pixels:

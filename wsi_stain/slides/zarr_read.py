@@ -14,6 +14,7 @@ import zarr
 
 from wsi_stain.errors import SlideError
 from wsi_stain.geometry import Region, Size
+from wsi_stain.slides.missing import UNDECODABLE, Cell, cells_of, tile_error
 from wsi_stain.slides.pixel_size import PixelSize
 from wsi_stain.slides.slide_facts import Level, Pixels, SlideFacts, true_downsample
 
@@ -37,6 +38,7 @@ class ZarrBackend:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.left_out: set[Cell] = set()
         try:
             group = zarr.open_group(path, mode="r", zarr_format=3)
             ome: Any = group.attrs["ome"]
@@ -51,15 +53,28 @@ class ZarrBackend:
 
     def read(self, level: int, region: Region) -> Pixels:
         """Read a region that lies inside a level, as uint8 (h, w, 3) RGB."""
-        rows, columns = slice(region.y_px, region.bottom_px), slice(region.x_px, region.right_px)
         try:
-            planes = np.asarray(self._arrays[level][:, rows, columns], np.uint8)
-        except DAMAGE as error:
-            raise SlideError(
-                f"Slide {self._path} is damaged: level {level} cannot be read at {region}: "
-                f"{' '.join(str(error).split())}.",
-                hint=f"Check it: wsi-stain validate {self._path}",
-            ) from error
+            if not any(cell.level == level for cell in self.left_out):
+                return self._planes(level, region)
+        except DAMAGE:
+            pass  # chunk by chunk it shows which one
+        out = np.empty((region.height_px, region.width_px, 3), np.uint8)
+        chunk = self._arrays[level].chunks
+        for cell in cells_of(level, region, Size(chunk[2], chunk[1])):
+            part = region.intersect(cell.region)
+            x_px, y_px = part.x_px - region.x_px, part.y_px - region.y_px
+            place = out[y_px : y_px + part.height_px, x_px : x_px + part.width_px]
+            try:
+                place[:] = (
+                    self.facts.background if cell in self.left_out else self._planes(level, part)
+                )
+            except DAMAGE as error:
+                raise tile_error(self._path, cell, UNDECODABLE, str(error)) from error
+        return out
+
+    def _planes(self, level: int, region: Region) -> Pixels:
+        rows, columns = slice(region.y_px, region.bottom_px), slice(region.x_px, region.right_px)
+        planes = np.asarray(self._arrays[level][:, rows, columns], np.uint8)
         return np.ascontiguousarray(np.moveaxis(planes, 0, -1))
 
     def close(self) -> None:

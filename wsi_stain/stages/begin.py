@@ -37,8 +37,10 @@ def prepare(plan: SlidePlan, out: Path, config: RunConfig) -> RunFiles:
     files = RunFiles.of(out, plan.source.path, plan.spec.marker, config.write.format)
     if files.output.is_dir() and config.write.format == "ome-tiff":
         raise OutputError(f"{files.output} is a folder.", hint="Choose another one: --out DIR.")
-    if files.output.exists() and not _may_replace(plan, files, config):
-        raise OutputError(f"{files.output} exists already.", hint="Use --overwrite to replace it.")
+    for output in (files.output, files.uncertainty):
+        # A spread that belongs to another picture would be taken for this one's.
+        if output.exists() and not _may_replace(plan, files, config):
+            raise OutputError(f"{output} exists already.", hint="Use --overwrite to replace it.")
     memory_bytes = config.cluster.memory_limit_mb * 2**20 or int(0.75 * machine_bytes())
     there = next(path for path in files.folder.absolute().parents if path.exists())
     check(plan.projection, PlanLimits(memory_bytes, shutil.disk_usage(there).free))
@@ -57,10 +59,10 @@ def begin(
     listener: Listener,
 ) -> Run:
     """Open the store and write the record before any work."""
-    if _may_replace(plan, files, config):
-        write = msgspec.structs.replace(config.write, overwrite=True)
-    else:
-        write = config.write
+    # What a killed run left under the output's name goes before the record that says whose it was:
+    # a second kill must not find a file that nobody owns.
+    if not config.write.overwrite and _may_replace(plan, files, config):
+        files.set_aside()
     files.sweep()
     store = PatchStore.create(files.store, plan.grid)
     manifest = RunManifest.begin(
@@ -78,7 +80,7 @@ def begin(
     return Run(
         plan=plan,
         files=files,
-        config=msgspec.structs.replace(config, write=write),
+        config=config,
         store=store,
         manifest=manifest,
         listener=one_at_a_time(listener),

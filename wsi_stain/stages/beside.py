@@ -61,6 +61,7 @@ class Beside:
         try:
             if error is None:
                 self._pictures.result()
+                self._run.missing.update(self._source.missing)
         finally:
             self._pool.shutdown(cancel_futures=True)
             self._source.close()

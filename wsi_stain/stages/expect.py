@@ -5,10 +5,12 @@ In: a plan. Out: an `Expected`. Not here: the check itself (`write/validate`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from wsi_stain.geometry import Region
 from wsi_stain.planning import SlidePlan
+from wsi_stain.slides.missing import MissingTile, scaled
 from wsi_stain.stain.density import is_stained
 from wsi_stain.stain.white import estimate_white
 from wsi_stain.write.validate import Expected
@@ -19,8 +21,11 @@ PROBES = 24
 PROBE_PX = 128
 
 
-def expectation(plan: SlidePlan) -> Expected:
-    """Say what the pyramid must show: stained where the H&E is, white where it is bare glass."""
+def expectation(plan: SlidePlan, missing: Iterable[MissingTile] = ()) -> Expected:
+    """Say what the pyramid must show: stained where the H&E is, white where it is bare glass.
+
+    Nothing is expected where the slide has tiles that could not be read.
+    """
     grid = plan.grid
     size = grid.scale.size_out
     white = estimate_white(plan.thumbnail_rgb, plan.source.background).rgb
@@ -32,6 +37,8 @@ def expectation(plan: SlidePlan) -> Expected:
         for y_px in _spread(size.height_px)
         for x_px in _spread(size.width_px)
     ]
+    holes = [tile.region_l0 for tile in missing]
+    boxes = [box for box in boxes if not _touches_any(scaled(box, grid.scale.factor), holes)]
     full = [box for box in boxes if tissue.fraction(box, grid.scale.factor) >= 1.0]
     empty = [box for box in boxes if glass.fraction(box, grid.scale.factor) >= 1.0]
     return Expected(
@@ -41,6 +48,10 @@ def expectation(plan: SlidePlan) -> Expected:
         glass=tuple(empty[:: max(1, len(empty) // PROBES)]),
         white=plan.spec.color.white,
     )
+
+
+def _touches_any(region_l0: Region, holes: list[Region]) -> bool:
+    return any(0 not in region_l0.intersect(hole).size for hole in holes)
 
 
 def _spread(side_px: int) -> list[int]:

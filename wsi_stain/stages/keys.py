@@ -15,6 +15,7 @@ from wsi_stain.bundles import bundle_digest, find_bundle
 from wsi_stain.config import RunConfig
 from wsi_stain.executor import Device
 from wsi_stain.planning import SlidePlan
+from wsi_stain.stain.tile_scores import SCORES_VERSION
 from wsi_stain.translate.bundle import dtype_on
 from wsi_stain.translate.fit import ColorFit
 
@@ -32,7 +33,7 @@ def he_key(plan: SlidePlan) -> str:
 
 
 def ihc_key(plan: SlidePlan, color: ColorFit, config: RunConfig, device: Device) -> str:
-    """Identify IHC shards: the H&E, the color fit, the model, how it runs, seed and arithmetic."""
+    """Identify IHC shards: H&E, color fit, model, how it runs, seed, arithmetic, scores."""
     return digest(
         he_key(plan),
         color.numbers(),
@@ -41,4 +42,5 @@ def ihc_key(plan: SlidePlan, color: ColorFit, config: RunConfig, device: Device)
         config.seed,
         device,
         dtype_on(device),
+        SCORES_VERSION,
     )

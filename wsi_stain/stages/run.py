@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from wsi_stain.bundles import name_anywhere
@@ -19,19 +20,26 @@ from wsi_stain.executor import Device, Done, Executor, Step
 from wsi_stain.layout import RunFiles
 from wsi_stain.manifest import Event, Listener, RunManifest
 from wsi_stain.planning import SlidePlan
-from wsi_stain.slides.fill import FillTask
+from wsi_stain.slides.fill import FillTask, missing_in
+from wsi_stain.slides.missing import MissingTile, write_table
 from wsi_stain.slides.plan import TileGrid
-from wsi_stain.slides.store import PatchStore
+from wsi_stain.slides.store import ArrayName, PatchStore
 from wsi_stain.stages.expect import expectation
 from wsi_stain.stages.keys import ihc_key
 from wsi_stain.stages.picture import PictureWriter
+from wsi_stain.stages.tiles import flag_texts, read_scores, slide_sd, summarize
+from wsi_stain.stages.tiles import write_table as write_scores
+from wsi_stain.stain.spread import OD_PER_LEVEL
 from wsi_stain.translate.bundle import device_kind
 from wsi_stain.translate.fit import ColorFit
 from wsi_stain.translate.worker import ShardReport, TranslateTask
 from wsi_stain.write.annotations import annotate_run
-from wsi_stain.write.validate import validate
+from wsi_stain.write.uncertainty import write_uncertainty
+from wsi_stain.write.validate import Expected, validate
 
 __all__ = ["Run", "one_at_a_time"]
+
+MISSING_FLAG = "tiles missing in the slide"
 
 
 @dataclass
@@ -49,6 +57,7 @@ class Run:
     listener: Listener
     he_key: str
     devices: set[str] = field(default_factory=set)
+    missing: set[MissingTile] = field(default_factory=set)
     began_s: float = field(default_factory=time.monotonic)
 
     def remark(self, text: str) -> None:
@@ -89,27 +98,77 @@ class Run:
     def check(self) -> None:
         """Open the pyramid again as a stranger."""
         self.listener(Event("validate", "start"))
-        found = validate(self.files.output, expected=expectation(self.plan))
-        if not found.ok:
-            # Under its own name somebody would use it.
-            self.files.output.replace(self.files.unsound)
-            raise OutputError(
-                f"{self.files.output} was written but is not sound: {'; '.join(found.problems)}.",
-                hint=f"It lies in {self.files.unsound}; report this with the manifest beside it.",
-            )
+        self.missing.update(self.plan.source.missing)
+        for shard in range(self.plan.grid.n_shards):
+            self.missing.update(missing_in(self.store, shard) or ())
+        self._require_sound(self.files.output, expectation(self.plan, self.missing))
         self.listener(Event("validate", "finish"))
+
+    def tell_missing(self) -> None:
+        """Say which tiles of the slide are background, in the record and in a table."""
+        write_table(self.files.missing, sorted(self.missing))
+        flags = [f"{MISSING_FLAG}: {len(self.missing)}"] if self.missing else []
+        self.manifest.record(flags=flags)
+        if self.missing:
+            self.remark(_words(self.missing, self.files.missing.name))
+
+    def spread(self) -> None:
+        """Write the spread over seeds; of a single seed there is none, nor may an old one stay."""
+        seeds, path = self.config.sample.seeds, self.files.uncertainty
+        if seeds == 1:
+            path.unlink(missing_ok=True)
+            return
+        self.listener(Event("uncertainty", "start"))
+        grid = self.plan.grid
+        write_uncertainty(
+            path,
+            grid,
+            lambda index: self.store.read_tile("sd", index),
+            self.config.write,
+            name=f"{self.files.name}, uncertainty",
+            seeds=seeds,
+        )
+        self._require_sound(path, Expected(grid.scale.size_out, grid.scale.mpp_out))
+        self.listener(Event("uncertainty", "finish"))
+
+    def _require_sound(self, path: Path, expected: Expected) -> None:
+        found = validate(path, expected=expected)
+        if found.ok:
+            return
+        # Under its own name somebody would use it.
+        path.replace(self.files.unsound)
+        raise OutputError(
+            f"{path} was written but is not sound: {'; '.join(found.problems)}.",
+            hint=f"It lies in {self.files.unsound}; report this with the manifest beside it.",
+        )
+
+    def score_tiles(self) -> None:
+        """Tell which tiles to look at: a table of all, a summary in the record."""
+        scores = read_scores(self.store)
+        write_scores(self.files.tile_scores, self.plan.grid, scores, self.config.trust)
+        summary = summarize(scores, self.config.trust)
+        if self.config.sample.seeds > 1:
+            summary["uncertainty"] = {
+                "seeds": self.config.sample.seeds,
+                "dab_sd": slide_sd(scores, self.plan.grid.tissue),
+                "od_per_level": OD_PER_LEVEL,
+            }
+        flags = [*self.manifest.content.flags, *flag_texts(summary)]
+        self.manifest.record(tiles=summary, flags=flags)
 
     def annotate(self) -> None:
         """Write what QuPath shows over the pyramid, and the script that opens both pictures."""
         self.listener(Event("annotate", "start"))
         plan = self.plan
-        annotate_run(self.files, plan.mask, plan.grid, plan.spec, self.manifest.content.stain)
+        stain, missing = self.manifest.content.stain, sorted(self.missing)
+        annotate_run(self.files, plan.mask, plan.grid, plan.spec, stain, missing)
         self.listener(Event("annotate", "finish"))
 
     def finish(self, *, keep_store: bool) -> dict[str, Any]:
         """Close the record; gives the summary for the terminal."""
         # In this order a kill loses no work: a store that outlives its run only takes space.
-        self.manifest.finish([self.files.output])
+        several = self.config.sample.seeds > 1
+        self.manifest.finish([self.files.output, *([self.files.uncertainty] if several else [])])
         if not keep_store:
             self.files.store.replace(self.files.discarded)
             shutil.rmtree(self.files.discarded)
@@ -120,14 +179,29 @@ class Run:
             "run folder": str(self.files.folder),
             "size": str(self.plan.grid.scale.size_out),
             "pixel size um": round(self.plan.grid.scale.mpp_out, 5),
-            "bytes": sum(output.bytes for output in record.outputs),
+            "bytes": record.outputs[0].bytes,
             "tiles": self.plan.grid.n_tiles,
+            "to look at": self._to_look_at(),
+            "uncertainty": self._uncertainty(),
             "flags": list(record.flags),
             "notes": list(record.notes),
             # Stages overlap, so their seconds add up to more than the whole.
             "seconds": seconds | {"in all": round(time.monotonic() - self.began_s, 1)},
             "note": "virtual stain, research use only",
         }
+
+    def _to_look_at(self) -> str:
+        """Word how many tiles are flagged, and where they are listed."""
+        tiles = self.manifest.content.tiles
+        return f"{tiles['flagged']} of {tiles['tiles']} tiles; {self.files.tile_scores}"
+
+    def _uncertainty(self) -> str:
+        """Word the spread over seeds and where it lies; nothing for a single seed."""
+        found = self.manifest.content.tiles.get("uncertainty")
+        if found is None:
+            return ""
+        spread = f"sd of DAB OD {found['dab_sd']} over {found['seeds']} seeds"
+        return f"{spread}; {self.files.uncertainty}"
 
     def _steps(self, color: ColorFit, device: Device | None) -> tuple[Step, Step]:
         """Settle what is pending, in the order of a shard's way.
@@ -150,15 +224,43 @@ class Run:
             key=key,
         )
         fill = FillTask(self.plan.source, store, self.he_key)
+        torn = self._torn()
+        arrays: tuple[ArrayName, ...] = ("ihc", "sd") if config.sample.seeds > 1 else ("ihc",)
+        unmade = {s for name in arrays for s in self.store.pending(name, key, verify=True)}
+        unread = {*self.store.pending("he", self.he_key, verify=True), *torn}
         return (
-            Step("fill", fill, self.store.pending("he", self.he_key, verify=True)),
-            Step("translate", translate, self.store.pending("ihc", key, verify=True)),
+            Step("fill", fill, sorted(unread)),
+            Step("translate", translate, sorted({*unmade, *torn})),
         )
+
+    def _torn(self) -> list[int]:
+        """List shards with tiles missing that were allowed before and are not now."""
+        lacks = {shard: missing_in(self.store, shard) for shard in range(self.plan.grid.n_shards)}
+        allowed = self.config.slide.allow_missing
+        return [s for s, missing in lacks.items() if missing is None or (missing and not allowed)]
 
     def _hear(self, done: Done) -> None:
         """Take what a worker says about a shard into the record."""
-        if isinstance(done.result, ShardReport):
-            self.devices.add(f"{done.result.device} {done.result.dtype}")
+        if not isinstance(done.result, ShardReport):
+            return
+        self.devices.add(f"{done.result.device} {done.result.dtype}")
+        asked, fits = self.config.sample.batch_tiles, done.result.batch_tiles
+        text = (
+            f"Memory of {done.result.device} did not hold batches of {asked} tiles: {fits} were "
+            f"taken, so that tiles may differ by 1 grey level (--batch {fits} asks for them)."
+        )
+        if 0 < fits < asked and text not in self.manifest.content.notes:
+            self.remark(text)
+
+
+def _words(missing: set[MissingTile], table: str) -> str:
+    """Word what is missing: how much, the first of it, where the rest is told."""
+    first = min(missing)
+    place = f"level {first.level}, row {first.row}, column {first.column}"
+    return (
+        f"{len(missing)} tiles of the slide cannot be read and are left as background; the first: "
+        f"{place} ({first.reason}); all of them: {table}."
+    )
 
 
 class _Progress:

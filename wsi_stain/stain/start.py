@@ -30,7 +30,7 @@ FAINT_OD = (0.64, 0.58, 0.50)
 FAINT_STRENGTH_OD = 0.15
 # In `ranked`, stroma takes so much mean OD per 99th percentile of eosin: without it pale tissue
 # passes for glass.
-STROMA_OD = 0.20
+STROMA_OD = 0.32
 _MAX_EOSIN = 1.2
 _IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 _CURVE_STEPS = 4096

@@ -9,6 +9,8 @@ The paper's energy is ``M = lam U + (1 - lam) I`` with ``U = H - I``, so its gra
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,21 +59,29 @@ class StepState:
         Noise level.
     y_t, eps, y0_hat
         Current picture, predicted noise, clean estimate: float32 (B, 3, H, W).
-    x_t
-        Start image noised to level t with the start field.
-    g_t
-        Gradient map of the start image at level t, independently noised: (B, 1, H, W).
     edges
         Clean edge map of the H&E, (B, 1, H, W).
+    draw_x_t, draw_g_t
+        Give `x_t` and `g_t`: few terms look at them, so they are made when they are asked for.
     """
 
     t: int
     y_t: torch.Tensor
     eps: torch.Tensor
     y0_hat: torch.Tensor
-    x_t: torch.Tensor
-    g_t: torch.Tensor
     edges: torch.Tensor
+    draw_x_t: Callable[[], torch.Tensor]
+    draw_g_t: Callable[[], torch.Tensor]
+
+    @functools.cached_property
+    def x_t(self) -> torch.Tensor:
+        """Start image noised to level t with the start field, (B, 3, H, W)."""
+        return self.draw_x_t()
+
+    @functools.cached_property
+    def g_t(self) -> torch.Tensor:
+        """Gradient map of the start image at level t, independently noised: (B, 1, H, W)."""
+        return self.draw_g_t()
 
 
 class Guidance(Protocol):

@@ -1,16 +1,16 @@
 """Room 3 of 4: one process, one device. A shard of H&E patches in, a shard of IHC patches out.
 
-In: shard numbers; everything else is in the frozen task. Out: tiles in the store, a short report.
-Not here: scheduling, colour fits, the grid's making.
+In: shard numbers; everything else is in the frozen task. Out: tiles and their scores in the store,
+a short report. Not here: scheduling, colour fits, the grid's making, limits of the scores.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,22 +19,27 @@ from numpy.typing import NDArray
 from wsi_stain.config import SampleConfig, resolve_sampling
 from wsi_stain.slides.store import PatchStore
 from wsi_stain.stain.density import lay_glass
+from wsi_stain.stain.spread import DabSpread, spread_levels
 from wsi_stain.stain.start import StartTransform
+from wsi_stain.stain.tile_scores import TileJudge
 from wsi_stain.translate.bundle import ModelBundle, load_bundle, pick_device
 from wsi_stain.translate.guidance import gradient_map
+from wsi_stain.translate.headroom import Headroom
 from wsi_stain.translate.noise import NoiseField
 from wsi_stain.translate.pixels import to_model, to_rgb
-from wsi_stain.translate.sampler import Noise
+from wsi_stain.translate.sampler import Noise, Sampler
 
 __all__ = [
     "ShardReport",
     "TranslateTask",
+    "Translation",
     "measure_map_scale",
     "resolve_sampling",
     "translate_tiles",
 ]
 
 Tiles = NDArray[np.uint8]
+SEEDS = 2**31  # there are so many; after the last comes the first
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class ShardReport:
     seconds: float
     device: str
     dtype: str
+    batch_tiles: int = 0  # fewer than asked for where memory ran out
 
 
 @dataclass(frozen=True)
@@ -91,9 +97,36 @@ class TranslateTask:
         numbers = store.grid.shard(shard)
         places = np.array([store.grid.region_out(i)[:2] for i in numbers], dtype=np.int64)
         he = store.read("he", shard)
-        store.write("ihc", shard, translate_tiles(bundle, self, he, places), self.key)
+        headroom = _headroom(self.bundle, self.device, self.sample.batch_tiles)
+        made = translate_tiles(bundle, self, he, places, headroom)
+        judge = TileJudge(self.start.stain, bundle.spec.color, store.grid.scale.mpp_out)
+        sds = [None] * len(he) if made.sd is None else made.sd
+        scores = [judge.score(*tile) for tile in zip(he, made.bare, made.ihc, sds, strict=True)]
+        # In this order: a shard of `ihc` that is done has its spread.
+        if made.sd is not None:
+            store.write("sd", shard, spread_levels(made.sd)[..., None], self.key)
+        store.write("ihc", shard, made.ihc, self.key, facts=scores)
         seconds = time.monotonic() - began
-        return ShardReport(len(he), seconds, str(bundle.device), str(bundle.dtype))
+        device, dtype = str(bundle.device), str(bundle.dtype)
+        return ShardReport(len(he), seconds, device, dtype, headroom.batch_tiles)
+
+
+class Translation(NamedTuple):
+    """What became of some tiles.
+
+    Attributes
+    ----------
+    ihc
+        uint8 (n, t, t, 3), glass composited with the bundle's white.
+    bare
+        The same as the model gave it, before the glass.
+    sd
+        float32 (n, t, t), sd of DAB OD over seeds; None for a single seed.
+    """
+
+    ihc: Tiles
+    bare: Tiles
+    sd: NDArray[np.float32] | None
 
 
 @functools.lru_cache(maxsize=2)
@@ -102,9 +135,19 @@ def _bundle(name: str, device: str) -> ModelBundle:
     return load_bundle(name, pick_device(device))
 
 
+@functools.lru_cache(maxsize=2)
+def _headroom(name: str, device: str, batch_tiles: int) -> Headroom:
+    """Learn once per process what fits."""
+    return Headroom(batch_tiles)
+
+
 def translate_tiles(
-    bundle: ModelBundle, task: TranslateTask, he: Tiles, places_xy: NDArray[np.int64]
-) -> Tiles:
+    bundle: ModelBundle,
+    task: TranslateTask,
+    he: Tiles,
+    places_xy: NDArray[np.int64],
+    headroom: Headroom | None = None,
+) -> Translation:
     """Translate tiles in batches of one constant shape.
 
     Parameters
@@ -117,32 +160,60 @@ def translate_tiles(
         H&E patches, uint8 (n, t, t, 3).
     places_xy
         Left and top of each patch in the out frame, int64 (n, 2).
+    headroom
+        Batches that fit; none: batches as asked for, and half of that where memory runs out.
 
     Returns
     -------
-    ndarray
-        IHC patches, uint8 (n, t, t, 3), glass composited with the bundle's white.
+    Translation
+        Tiles in the order of `he`; those of the first seed.
 
     Notes
     -----
     **Invariant**: the last batch is filled up by repeating its last tile, so that a tile's result
-    never depends on how many tiles travel with it.
+    never depends on how many tiles travel with it. Batches of another size, after memory ran out,
+    may change it by 1 grey level.
     """
     solver, guidance = resolve_sampling(bundle.spec, task.sample)
     sampler = bundle.sampler(solver, guidance)
-    field = NoiseField(task.seed)
-    parts = []
-    for rows in _batches(len(he), task.sample.batch_tiles):
-        start = task.start.apply(he[rows])
-        if sampler is None:
-            made = start
-        else:
-            places = torch.from_numpy(places_xy[rows]).to(bundle.device)
-            noise = _remembered(field, places, he.shape[1])
-            x_0, source = to_model(start, bundle.device), to_model(he[rows], bundle.device)
-            made = to_rgb(sampler(x_0, noise, task.map_scale, source))
-        parts.append(lay_glass(made, he[rows], task.white, bundle.spec.color.white))
-    return np.concatenate(parts)[: len(he)]
+    headroom = headroom or Headroom(task.sample.batch_tiles)
+
+    def translate(rows: NDArray[np.int64]) -> Translation:
+        return _translate_batch(bundle, sampler, task, he[rows], places_xy[rows])
+
+    parts = headroom.run(translate, len(he))
+    ihc, bare = (np.concatenate(arrays)[: len(he)] for arrays in list(zip(*parts, strict=True))[:2])
+    sds = [part.sd for part in parts if part.sd is not None]
+    return Translation(ihc, bare, np.concatenate(sds)[: len(he)] if sds else None)
+
+
+def _translate_batch(
+    bundle: ModelBundle,
+    sampler: Sampler | None,
+    task: TranslateTask,
+    he: Tiles,
+    places_xy: NDArray[np.int64],
+) -> Translation:
+    """Translate one batch with every seed; only the first picture is kept."""
+    start = task.start.apply(he)
+    x_0, source = to_model(start, bundle.device), to_model(he, bundle.device)
+    places = torch.from_numpy(places_xy).to(bundle.device)
+
+    def paint(seed: int) -> tuple[Tiles, Tiles]:
+        bare = start
+        if sampler is not None:
+            noise = _remembered(NoiseField(seed % SEEDS), places, he.shape[1])
+            bare = to_rgb(sampler(x_0, noise, task.map_scale, source))
+        return lay_glass(bare, he, task.white, bundle.spec.color.white), bare
+
+    ihc, bare = paint(task.seed)
+    if task.sample.seeds == 1:
+        return Translation(ihc, bare, None)
+    spread = DabSpread()
+    spread.add(ihc)
+    for seed in range(task.seed + 1, task.seed + task.sample.seeds):
+        spread.add(paint(seed)[0])
+    return Translation(ihc, bare, spread.sd())
 
 
 def _remembered(field: NoiseField, places: torch.Tensor, size_px: int) -> Noise:
@@ -153,11 +224,6 @@ def _remembered(field: NoiseField, places: torch.Tensor, size_px: int) -> Noise:
         return field.at(places, step, size_px)
 
     return noise
-
-
-def _batches(n: int, batch: int) -> Iterator[NDArray[np.int64]]:
-    for first in range(0, n, batch):
-        yield np.minimum(np.arange(first, first + batch), n - 1)
 
 
 def measure_map_scale(

@@ -28,7 +28,7 @@ PATH = click.Path(path_type=Path)
 HEADINGS = {
     "Slide and tiles": {"slide", "tiles"},
     "Model": {"bundle", "seed", "sample", "stain", "unguided"},
-    "Output": {"out", "write", "keep_store"},
+    "Output": {"out", "write", "keep_store", "no_report"},
     "Machine": {"cluster"},
 }
 
@@ -68,8 +68,21 @@ def together(options: list[Callable[[F], F]]) -> Callable[[F], F]:
 plan_options = together(
     [
         click.option("--mpp", "slide__mpp", type=float, help="Pixel size of the slide, um/px."),
+        click.option(
+            "--allow-missing",
+            "slide__allow_missing",
+            is_flag=True,
+            default=None,
+            help="Tiles that cannot be read become background, and are listed.",
+        ),
         click.option("--bundle", "bundle", help="Model: a shipped name or a folder."),
         click.option("--recipe", type=PATH, help="TOML file with settings; flags beat it."),
+        click.option(
+            "--seeds",
+            "sample__seeds",
+            type=int,
+            help="Noise seeds: K > 1 also writes the spread of the brown, at K times the cost.",
+        ),
         click.option("--overlap-px", "tiles__overlap_px", type=int, help="Overlap of tiles, px."),
         click.option(
             "--tissue-min-fraction",

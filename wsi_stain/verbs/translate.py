@@ -49,6 +49,7 @@ __all__ = ["translate"]
     "--overwrite", "write__overwrite", is_flag=True, default=None, help="Replace the output."
 )
 @click.option("--keep-store", is_flag=True, help="Keep the patch store after the run.")
+@click.option("--no-report", is_flag=True, help="Leave out the HTML page of the run.")
 @quiet_option
 @json_option
 def translate(**options: Any) -> None:
@@ -57,16 +58,19 @@ def translate(**options: Any) -> None:
     \b
     wsi-stain translate slide.svs
     wsi-stain translate slide.svs --out results --mpp 0.25 --overwrite
+    wsi-stain translate slide.svs --seeds 4
     wsi-stain translate slide.svs --format ome-zarr --workers 1
 
     Stopped runs go on where they stopped: type the same command again.
     """
     from wsi_stain.console import ProgressDisplay, print_summary
+    from wsi_stain.evaluate.report import write_report
     from wsi_stain.pipeline import translate_slide
 
     slide, out = options.pop("slide"), options.pop("out")
     quiet, as_json = options.pop("quiet"), options.pop("as_json")
     keep_store, unguided = options.pop("keep_store"), options.pop("unguided")
+    no_report = options.pop("no_report")
     options["sample__guided"] = False if unguided else None
     config, origins = settle(options)
     _refuse_unused(config, origins)
@@ -74,10 +78,14 @@ def translate(**options: Any) -> None:
         result = translate_slide(
             slide, out, config, origins=origins, listener=display, keep_store=keep_store
         )
+        facts = result.facts()
+        if not no_report:
+            page = write_report(result.files.folder, is_fresh=True, listener=display)
+            facts["report"] = str(page)
     if as_json:
-        show_facts(result.facts(), as_json)
+        show_facts(facts, as_json)
     else:
-        print_summary(result.facts())
+        print_summary(facts)
 
 
 def _refuse_unused(config: RunConfig, origins: Mapping[str, str]) -> None:

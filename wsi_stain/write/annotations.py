@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,14 +17,16 @@ import numpy.typing as npt
 
 from wsi_stain.config import BundleSpec
 from wsi_stain.errors import OutputError
-from wsi_stain.geometry import Region, Size
+from wsi_stain.geometry import Region, Scale, Size
 from wsi_stain.layout import RunFiles
 from wsi_stain.slides.image import SlideSource
 from wsi_stain.slides.mask import TissueMask
+from wsi_stain.slides.missing import MissingTile, scaled
 from wsi_stain.slides.plan import TileGrid
 from wsi_stain.stain.density import HDX, POSITIVE_OD, project_od
 from wsi_stain.write.geojson import (
     FLAGGED,
+    MISSING,
     POSITIVE,
     TILE,
     TISSUE,
@@ -41,6 +43,7 @@ __all__ = [
     "annotate_run",
     "flagged_features",
     "grid_features",
+    "missing_features",
     "positive_features",
     "read_flagged",
     "tissue_features",
@@ -58,6 +61,7 @@ def annotate_run(
     grid: TileGrid,
     spec: BundleSpec,
     fitted: Mapping[str, Any],
+    missing: Iterable[MissingTile] = (),
 ) -> None:
     """Write what QuPath needs beside a finished pyramid: its objects, and the script.
 
@@ -71,6 +75,8 @@ def annotate_run(
         Of the bundle: marker, stain vectors, white.
     fitted
         The numbers fitted on the slide, as the manifest holds them.
+    missing
+        Tiles of the slide that could not be read.
 
     Raises
     ------
@@ -84,6 +90,7 @@ def annotate_run(
             positive_features(picture, spec.color.white),
             grid_features(grid),
             flagged_features(files.tile_scores, scale.size_out),
+            missing_features(missing, scale),
         )
         write_geojson(files.geojson, features)
     he_stain_od = fitted.get("stain", {}).get("stain_od") or ()
@@ -147,6 +154,14 @@ def grid_features(grid: TileGrid) -> Iterator[Feature]:
         numbers = {"Tissue fraction": round(float(grid.tissue[index]), 4)}
         box = grid.region_out(index)
         yield box_feature(box, grid.scale.size_out, TILE, f"Tile {row},{column}", numbers)
+
+
+def missing_features(missing: Iterable[MissingTile], scale: Scale) -> Iterator[Feature]:
+    """Show what is background because the slide's tiles could not be read."""
+    for tile in missing:
+        name = f"Level {tile.level}, row {tile.row}, column {tile.column}: {tile.reason}"
+        box = scaled(tile.region_l0, 1.0 / scale.factor)
+        yield box_feature(box, scale.size_out, MISSING, name, {})
 
 
 class FlaggedTile(NamedTuple):

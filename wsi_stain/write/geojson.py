@@ -29,6 +29,7 @@ from wsi_stain.write.rings import trace
 __all__ = [
     "FLAGGED",
     "HOT_SPOT",
+    "MISSING",
     "POSITIVE",
     "TILE",
     "TISSUE",
@@ -67,6 +68,7 @@ class Look(NamedTuple):
 TISSUE = Look("annotation", "Tissue", (16, 110, 140))
 POSITIVE = Look("detection", "Positive", (200, 50, 50))  # QuPath's own name and color
 FLAGGED = Look("annotation", "Flagged", (232, 89, 12))
+MISSING = Look("annotation", "Missing in the slide", (120, 120, 120))
 TILE = Look("tile", "", (0, 0, 0))
 HOT_SPOT = Look("annotation", "Hot spot", (255, 200, 0))
 

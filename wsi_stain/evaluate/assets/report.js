@@ -174,11 +174,22 @@
   at("show-spot")?.addEventListener("change", showLayers);
   for (const { name } of data.rasters) at(`show-${name}`).addEventListener("change", showRasters);
   at("cut").addEventListener("input", (event) => stage.style.setProperty("--cut", event.target.value / 1000));
+  /* Show a box of the virtual slide, with `margin` times its side around it. */
+  function show(box, margin) {
+    const [x, y, width, height] = box.map((value) => value / widthOut);
+    const rect = new OpenSeadragon.Rect(x - margin * width, y - margin * height, (1 + 2 * margin) * width, (1 + 2 * margin) * height);
+    lead((viewport) => viewport.fitBounds(rect));
+    stage.scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "center" });
+  }
+
   for (const button of document.querySelectorAll("[data-field]")) {
+    button.addEventListener("click", () => show(data.fields[Number(button.dataset.field)].box, 0));
+  }
+  for (const button of document.querySelectorAll("[data-place]")) {
     button.addEventListener("click", () => {
-      const [x, y, width, height] = data.fields[Number(button.dataset.field)].box.map((value) => value / widthOut);
-      lead((viewport) => viewport.fitBounds(new OpenSeadragon.Rect(x, y, width, height)));
-      stage.scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "center" });
+      at("show-doubts").checked = true;
+      showLayers();
+      show(data.doubts[Number(button.dataset.place)], 0.5);
     });
   }
   window.report = { viewers: panes.map(({ viewer }) => viewer) }; // for a look from the console
