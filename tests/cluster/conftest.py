@@ -18,7 +18,7 @@ from wsi_stain.cluster.quiet import as_environment, dask_settings
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 LOOPBACK = "127.0.0.1"
-START_S = 120
+START_S = 500  # a busy machine is no failure
 
 
 @dataclass
@@ -90,8 +90,14 @@ class DaskProcesses:
         settings = as_environment(dask_settings(str(self.folder)))
         log = (self.folder / f"{name}.log").open("wb")
         with log:
+            # In a session of its own, as on another host: Ctrl-C here is none there.
             return subprocess.Popen(
-                command, cwd=CHECKOUT, env=os.environ | settings, stdout=log, stderr=log
+                command,
+                cwd=CHECKOUT,
+                env=os.environ | settings,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def _address(self) -> str:
