@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from wsi_stain.bundles import check_files, find_bundle, read_spec
 from wsi_stain.cluster import available_cores
-from wsi_stain.config import BundleSpec, ClusterConfig, RunConfig, resolve_sampling
+from wsi_stain.config import (
+    BundleSpec,
+    ClusterConfig,
+    GuidanceSpec,
+    NetSpec,
+    RunConfig,
+    SolverSpec,
+    resolve_sampling,
+)
 from wsi_stain.doctor import machine_bytes, nvidia_files
 from wsi_stain.geometry import Scale, choose_scale
 from wsi_stain.manifest import Event, Listener, ignore
@@ -24,11 +32,22 @@ from wsi_stain.slides.mask import TissueMask, find_tissue
 from wsi_stain.slides.plan import TileGrid, plan_tiles
 from wsi_stain.slides.projection import PlanProjection, Speeds, project
 
-__all__ = ["SlidePlan", "machine_bytes", "plan_by_spec", "plan_slide", "slide_facts", "some_tiles"]
+__all__ = [
+    "SlidePlan",
+    "count_net_flop",
+    "machine_bytes",
+    "plan_by_spec",
+    "plan_slide",
+    "slide_facts",
+    "some_tiles",
+]
 
-# Seconds per 256 px tile, step and worker: what a laptop core or a data-center GPU gives.
-STEP_TILE_S = {"cpu": 0.08, "cuda": 0.0005}
-GUIDED_COST = 1.6
+# What the net gets of a laptop core or a data-center GPU, all layers, in operations per second.
+NET_FLOP_S = {"cpu": 5.8e10, "cuda": 7.7e12}
+# Terms of the guidance, seconds per megapixel and step on a core: measured, see bench_model.
+EDGES_S, CRITIC_S = 0.1, 0.38
+CONTRAST_EVALUATIONS = 1.26  # of the net: two encodings and the way back
+ROAD_S = 0.15  # per megapixel: reading, start image, glass, storing
 WORKER_BYTES = 900 * 2**20
 COST_OF_SEEDS = "each translates every tile, the time is that of all"
 LARGEST_SHARD_TILES = 64
@@ -177,12 +196,7 @@ def project_plan(grid: TileGrid, spec: BundleSpec, config: RunConfig) -> PlanPro
     solver, guidance = resolve_sampling(spec, config.sample)
     n_devices = nvidia_devices(config.cluster)
     n_workers = config.cluster.workers or n_devices or available_cores()
-    cost = (
-        STEP_TILE_S["cuda" if n_devices else "cpu"]
-        * (GUIDED_COST if guidance else 1.0)
-        * (spec.tile_px / 256) ** 2
-    )
-    tile_s = config.sample.seeds * (cost * solver.steps if spec.net is not None else 0.01)
+    tile_s = config.sample.seeds * _tile_s(spec, solver, guidance, "cuda" if n_devices else "cpu")
     lossless = config.write.lossless or config.write.format == "ome-zarr"
     speeds = Speeds(tile_s, n_workers, WORKER_BYTES)
     spread = config.sample.seeds > 1
@@ -192,6 +206,45 @@ def project_plan(grid: TileGrid, spec: BundleSpec, config: RunConfig) -> PlanPro
     # Workers have memory of their own elsewhere; here are the fit and the writer.
     here = project(grid, replace(speeds, n_workers=1), lossless=lossless, spread=spread)
     return replace(projection, memory_bytes=here.memory_bytes)
+
+
+def _tile_s(
+    spec: BundleSpec, solver: SolverSpec, guidance: GuidanceSpec | None, device: str
+) -> float:
+    """Seconds of one tile in one worker; guidance runs as much faster on a GPU as the net does."""
+    megapixels = spec.tile_px**2 / 1e6
+    if spec.net is None:
+        return ROAD_S * megapixels
+    flop = count_net_flop(spec.net, spec.tile_px)
+    seconds = solver.steps * flop / NET_FLOP_S["cpu"]
+    if guidance is not None:
+        critic = spec.critic is not None and guidance.structure_scale > 0.0
+        terms_s = (guidance.edges != "none") * EDGES_S + critic * CRITIC_S
+        seconds += solver.steps * terms_s * megapixels
+        if spec.heads is not None and guidance.contrast != "none":
+            low = min(1.0, guidance.contrast_below_step / solver.start_step)
+            seconds += low * solver.steps * CONTRAST_EVALUATIONS * flop / NET_FLOP_S["cpu"]
+    return seconds * NET_FLOP_S["cpu"] / NET_FLOP_S[device] + ROAD_S * megapixels
+
+
+def count_net_flop(net: NetSpec, side_px: int) -> float:
+    """Count the operations of one evaluation of a score net, from its shape alone.
+
+    A multiplication and an addition are two. Convolutions only: the rest is below 1 %. Without
+    torch, so that planning takes no second to start; `translate.cost` counts on the net itself.
+    """
+    packed, channels = 3 * net.unshuffle_px**2, net.channels
+    first = channels[0]
+    positions = (side_px // net.unshuffle_px) ** 2
+    flop = 9.0 * packed * (first + first + first + packed) * positions  # head, tail, bypass
+    for level, width in enumerate(channels):
+        here = positions / float(4**level)
+        flop += net.blocks * 18 * width**2 * here  # down
+        flop += (27 + 2 + 18 * (net.blocks - 1)) * width**2 * here  # up: twice the channels, skip
+        if level:
+            flop += (9 + 1) * channels[level - 1] * width * here  # shrink, grow
+    flop += 18 * channels[-1] ** 2 * here  # middle
+    return 2.0 * flop
 
 
 def plan_facts(

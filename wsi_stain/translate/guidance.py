@@ -63,7 +63,7 @@ class StepState:
     edges
         Clean edge map of the H&E, (B, 1, H, W).
     draw_x_t, draw_g_t
-        Give `x_t` and `g_t`: few terms look at them, so they are made when they are asked for.
+        Give `x_t` and `g_t`, which few terms look at, when asked.
     """
 
     t: int
@@ -370,17 +370,10 @@ def roll_offsets(side: int, n: int, reach: int = 6) -> list[tuple[int, int]]:
 
     Parameters
     ----------
-    side
-        Map side, positions of 8 px.
+    side, reach
+        Map side; half the critic's field of view plus one; in positions of 8 px.
     n
-        How many; fewer where the map has fewer such offsets.
-    reach
-        Half the critic's field of view plus one, in positions.
-
-    Returns
-    -------
-    list of (rows, columns)
-        Spread evenly over all allowed offsets, always the same for a side and n.
+        How many; fewer where the map has fewer such offsets. Always the same, evenly spread.
 
     Raises
     ------

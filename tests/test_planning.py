@@ -1,0 +1,47 @@
+"""The cost of a plan: that counted on the net, and what the settings make of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from wsi_stain.bundles import find_bundle, read_spec
+from wsi_stain.config import ClusterConfig, NetSpec, RunConfig, SampleConfig
+from wsi_stain.geometry import Scale, Size
+from wsi_stain.planning import count_net_flop, project_plan
+from wsi_stain.slides.plan import TileGrid
+from wsi_stain.translate.networks import ScoreNet
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        NetSpec(channels=(16, 32), blocks=1),
+        NetSpec(channels=(16, 16, 32), blocks=2),
+        NetSpec(channels=(32,), blocks=3, unshuffle_px=8),
+    ],
+)
+def test_flop_of_a_shape_are_those_of_its_net(net: NetSpec) -> None:
+    ones = torch.ones(1)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        ScoreNet(net).denoise(torch.zeros(1, 3, 64, 64), ones, ones)
+    assert count_net_flop(net, 64) == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_time_follows_the_bundle_and_what_is_asked_of_it() -> None:
+    spec = read_spec(find_bundle("ki67"))
+    rc = np.array([(0, column) for column in range(64)], np.int32)
+    grid = TileGrid(Scale(1.0, 0.5, Size(14368, 256)), 256, 32, 4, rc, np.ones(64, np.float32))
+
+    def seconds(**asked: object) -> float:
+        cluster = ClusterConfig(device="cpu", workers=1)
+        config = RunConfig(sample=SampleConfig(**asked), cluster=cluster)  # type: ignore[arg-type]
+        return project_plan(grid, spec, config).seconds
+
+    once, twice = (seconds(steps=steps, guided=False) for steps in (10, 20))
+    assert spec.net is not None
+    assert (twice - once) / 64 / 10 == pytest.approx(count_net_flop(spec.net, 256) / 58e9)
+    # Structure in closed form takes a tenth of the net; the bench of the model says so.
+    assert 1.05 < seconds(steps=20) / twice < 1.2
