@@ -105,10 +105,18 @@ def _work(jobs: list[Job], orders: Orders, *, quiet: bool, as_json: bool) -> Non
     from wsi_stain.archive.run import run_archive
     from wsi_stain.console import ArchiveDisplay
 
+    _end_as_by_ctrl_c()
     with ArchiveDisplay(len(jobs), quiet=quiet or as_json) as display:
         record = run_archive(jobs, orders, display)
     _show(record, orders.files, as_json=as_json)
     _raise_failures(record, orders.files)
+
+
+def _end_as_by_ctrl_c() -> None:
+    """Let go of all locks when a scheduler ends this process: another host takes over no lock."""
+    import signal
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _foretell(jobs: list[Job], orders: Orders, *, quiet: bool, as_json: bool) -> None:
