@@ -51,9 +51,11 @@ class SectionedGroup(click.Group):
         except click.UsageError as error:
             import difflib
 
-            for near in difflib.get_close_matches(args[0], self.list_commands(ctx), n=1):
-                error.message += f" Did you mean {near}?"
-            raise
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            if not near:
+                raise
+            message = f"{error.message} Did you mean {near[0]}?"
+            raise click.UsageError(message, ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the headings and their verbs."""
