@@ -56,7 +56,7 @@ class SectionedGroup(click.Group):
             if not near:
                 raise
             message = f"{error.message} Did you mean {near[0]}?"
-            raise click.UsageError(message, error.ctx) from error
+            raise click.UsageError(message, ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the headings and their verbs."""

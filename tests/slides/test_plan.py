@@ -90,6 +90,19 @@ def test_tile_is_kept_when_share_reaches_the_bar() -> None:
         _grid(pixels=pixels, overlap_px=0, least=0.51)
 
 
+def test_tile_over_the_edge_is_judged_by_its_part_on_the_slide() -> None:
+    """Tissue on the last 16 columns alone: 1/16 of the tile's width, all of what it shows."""
+    pixels = np.zeros((90, 90), np.bool_)
+    pixels[:, 88:] = True
+    scale = Scale(1.0, 0.5, Size(720, 720))
+    mask = TissueMask(pixels, 4.0, 8.0)
+    grid = plan_tiles(
+        scale, mask, tile_px=256, overlap_px=32, tissue_min_fraction=0.1, shard_tiles=4
+    )
+    assert {int(column) for _, column in grid.rc} == {3}
+    assert float(grid.tissue.max()) == pytest.approx(16 / 256)
+
+
 def test_factor_scales_regions_when_mask_is_read() -> None:
     pixels = np.zeros((44, 63), np.bool_)
     pixels[16:32, 32:48] = True  # out px 512..768 x 256..512 at any factor of this helper

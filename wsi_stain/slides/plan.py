@@ -191,7 +191,8 @@ def plan_tiles(
     tile_px, overlap_px
         Side of a tile, and overlap of neighbors, px; the overlap is at most half a tile.
     tissue_min_fraction
-        Least share of tissue in a kept tile, 0..1; 0 keeps all tiles, glass too.
+        Least share of tissue in what a kept tile shows of the slide, 0..1; 0 keeps all tiles,
+        glass too.
     shard_tiles
         Tiles per shard.
 
@@ -220,7 +221,10 @@ def plan_tiles(
         left, top = columns * stride_px, np.full(n_columns, row * stride_px)
         boxes = np.stack([left, top, left + tile_px, top + tile_px], axis=1)
         tissue = mask.fractions(boxes, scale.factor)
-        chosen = np.flatnonzero(tissue >= tissue_min_fraction)
+        # A tile that hangs over the edge is judged by its part on the slide: else the tissue of a
+        # narrow rest would always be too little.
+        shown = mask.fractions(np.minimum(boxes, [*scale.size_out] * 2), scale.factor)
+        chosen = np.flatnonzero(shown >= tissue_min_fraction)
         kept.append(np.stack([np.full(len(chosen), row), chosen], axis=1))
         shares.append(tissue[chosen])
     rc = np.concatenate(kept).astype(np.int32)
