@@ -42,14 +42,17 @@ class SolverSpec(Settings, frozen=True, kw_only=True):
 
 
 class StudentSpec(SolverSpec, frozen=True, kw_only=True):
-    """The student: a solver of one to four steps with a net of its own, which needs no guidance.
+    """The student: a solver of one to four steps with a net of its own.
 
-    `start_step` is that of the solver it was taught by; `trained_by` and `trained_samples` say how.
+    It has learned the guidance, but regression blurs: `edges_push` bounds a pull of the closed-form
+    structure term on each of its estimates, 0 for none. `start_step` is that of the solver it was
+    taught by; `trained_by` and `trained_samples` say how.
     """
 
     steps: Annotated[int, msgspec.Meta(ge=1, le=4)] = 1
     order: Literal[1, 2] = 1
     start_step: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 200
+    edges_push: NonNegative = 0.0
     trained_by: Literal["regress", "rdmd"] = "regress"
     trained_samples: int = 0
 

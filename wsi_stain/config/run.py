@@ -205,7 +205,8 @@ def resolve_sampling(
     -------
     tuple
         Solver, and guidance or none where ``config.guided`` is false. For the student a
-        `StudentSpec` and none: what the guidance does, it has learned.
+        `StudentSpec` and none: what the guidance does, it has learned,
+        but for the pull on edges that its spec names.
 
     Raises
     ------

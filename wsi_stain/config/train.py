@@ -78,6 +78,7 @@ class DistillConfig(Settings, frozen=True, kw_only=True):
     od_weight: NonNegative = 0.5  # optical density against grey levels
     edge_weight: NonNegative = 1.0  # finite differences against grey levels
     grain_weight: NonNegative = 0.2  # local strength of detail, wherever exactly it lies
+    edges_push: NonNegative = 0.0  # of the student's spec: closed-form structure when it runs
     regress_weight: NonNegative = 0.0  # of "regress" within "rdmd"
     fake_lr: Positive = 4e-4
     match_levels: tuple[Count, Count] = (20, 400)  # where the two scores are compared

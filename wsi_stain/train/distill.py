@@ -173,6 +173,7 @@ def export_student(
         student=StudentSpec(
             steps=distill.evaluations,
             start_step=spec.solver.start_step,
+            edges_push=distill.edges_push,
             trained_by=distill.loss,
             trained_samples=samples,
         ),

@@ -12,11 +12,13 @@ import itertools
 from collections.abc import Sequence
 
 import torch
+from msgspec import structs
 
 from wsi_stain.config import GuidanceSpec, NetSpec, StudentSpec
 from wsi_stain.translate.networks import ScoreNet
 from wsi_stain.translate.noise import Schedule
 from wsi_stain.translate.sampler import Sampler, View, plan_move
+from wsi_stain.translate.structure import EdgeInformation
 
 __all__ = [
     "CONTEXT_CHANNELS",
@@ -110,7 +112,8 @@ class StudentSampler(Sampler):
     solver
         Its steps and its start.
     spec
-        The bundle's guidance settings, which the student has learned.
+        The bundle's guidance settings, which the student has learned; of their closed-form
+        structure it takes ``solver.edges_push`` in place of their own.
     """
 
     net_name = "student"
@@ -118,7 +121,9 @@ class StudentSampler(Sampler):
     def __init__(
         self, schedule: Schedule, net: ScoreNet, solver: StudentSpec, spec: GuidanceSpec
     ) -> None:
-        super().__init__(schedule, net.denoise, None, solver, spec)
+        own = structs.replace(spec, edges_push=solver.edges_push)
+        edges = EdgeInformation(schedule, own) if solver.edges_push > 0.0 else None
+        super().__init__(schedule, net.denoise, edges, solver, own)
         self.net = net
 
     def look(
