@@ -194,6 +194,7 @@ class Lanes:
                 self._translate(turn, past, workers, log)
         except StoppedError:
             self._ledger.enter(turn.job, state="pending")
+            self._tell(turn.job, Event("archive", "note"))
         except Exception as error:
             self._failed(turn, error, log)
 

@@ -34,7 +34,7 @@ from wsi_stain.planning import nvidia_devices
 __all__ = ["Pace", "measure_pace", "read_pace"]
 
 FEW_TILES = 4
-MORE_TILES = 32
+MORE_TILES = 256
 LONGEST_S = 60.0
 PROBE_FOLDER = ".probe"
 
