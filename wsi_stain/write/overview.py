@@ -141,7 +141,9 @@ class HeFolder:
         return self.path / f"field_{number:02d}.png"
 
     def _read(self, path: Path) -> Pixels:
-        pixels = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB) if path.is_file() else None
+        # cv2.imread crashes on a path that is no UTF-8.
+        encoded = np.fromfile(path, np.uint8) if path.is_file() else np.empty(0, np.uint8)
+        pixels = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB) if encoded.size else None
         if pixels is None:
             raise OutputError(
                 f"{path} is missing or damaged.",
