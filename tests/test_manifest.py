@@ -11,16 +11,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from wsi_stain.config import RunConfig
-from wsi_stain.errors import OutputError
-from wsi_stain.manifest import (
+from wsi_stain.archive_record import (
     ARCHIVE_FILE,
     ArchiveRecord,
     ArchiveSlide,
-    RunManifest,
     read_archive,
     write_archive,
 )
+from wsi_stain.config import RunConfig
+from wsi_stain.errors import OutputError
+from wsi_stain.manifest import RunManifest
 
 Begin = Callable[..., RunManifest]
 
@@ -29,7 +29,7 @@ Begin = Callable[..., RunManifest]
 def begin(tmp_path: Path) -> Begin:
     def make(**changes: Any) -> RunManifest:
         facts: dict[str, Any] = {
-            "settings": msgspec.to_builtins(RunConfig(seed=5)),
+            "settings": json.loads(msgspec.json.encode(RunConfig(seed=5))),
             "origins": {"seed": "flag"},
             "slide": {"digest": "d1", "size": "10 x 20 px", "pixel size um": 0.5},
             "grid_digest": "g1",

@@ -22,9 +22,7 @@ from wsi_stain.errors import OutputError
 from wsi_stain.files import atomic_write_bytes, sha256_any, size_bytes
 
 __all__ = [
-    "ARCHIVE_FILE",
-    "ArchiveRecord",
-    "ArchiveSlide",
+    "MANIFEST_SCHEMA",
     "Event",
     "Listener",
     "OutputRecord",
@@ -32,12 +30,10 @@ __all__ = [
     "RunRecord",
     "StageRecord",
     "ignore",
-    "read_archive",
-    "write_archive",
+    "read_json",
 ]
 
 MANIFEST_SCHEMA = 1
-ARCHIVE_FILE = "archive.json"
 DAMAGED_HINT = "Delete it and run wsi-stain translate again: finished shards are kept."
 RECORDABLE = frozenset({"stain", "devices", "flags", "notes", "tiles"})
 
@@ -123,59 +119,6 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=False):
     notes: list[str] = []  # remarks for a person
 
 
-class ArchiveSlide(msgspec.Struct, kw_only=True):
-    """One slide of an archive; paths are relative to the folder that holds the record."""
-
-    name: str
-    state: Literal["pending", "running", "done", "skipped", "failed"] = "pending"
-    output: str = ""  # the pyramid
-    run: str = ""  # the run folder
-    tiles: int = 0
-    seconds: float = 0.0
-    flags: list[str] = []  # doubts about this result, for a machine
-    notes: list[str] = []  # remarks for a person
-    error: str = ""  # one line
-    next: str = ""  # the command to type next
-    positive_fraction: float | None = None  # of tissue pixels, 0 to 1; None: not measured
-
-
-class ArchiveRecord(msgspec.Struct, kw_only=True, omit_defaults=False):
-    """The content of `archive.json`, the record of many slides in one output folder."""
-
-    schema: int = MANIFEST_SCHEMA
-    state: Literal["running", "finished"] = "running"
-    begun_utc: str
-    finished_utc: str = ""
-    bundle: str
-    slides: list[ArchiveSlide] = []
-
-    def of_state(self, state: str) -> list[ArchiveSlide]:
-        """Give the slides in a state."""
-        return [slide for slide in self.slides if slide.state == state]
-
-
-def write_archive(path: Path, record: ArchiveRecord) -> None:
-    """Replace `archive.json` at `path`, whole."""
-    text = msgspec.json.format(msgspec.json.encode(record), indent=2)
-    atomic_write_bytes(path, text + b"\n")
-
-
-def read_archive(path: Path) -> ArchiveRecord:
-    """Read `archive.json`.
-
-    Raises
-    ------
-    OutputError
-        Missing, damaged, or written by a later version.
-    """
-    hint = "Give the output folder of wsi-stain batch."
-    raw = _read(path, "Archive record", hint)
-    try:
-        return msgspec.convert(raw, ArchiveRecord)
-    except msgspec.ValidationError as error:
-        raise OutputError(f"Archive record {path} is damaged: {error}.", hint=hint) from error
-
-
 class RunManifest:
     """The record of one run and the file it lives in.
 
@@ -254,7 +197,9 @@ class RunManifest:
         OutputError
             Missing, damaged, or written by a later version.
         """
-        raw = _read(path, "Run record", "Give the .run folder that translate wrote.", DAMAGED_HINT)
+        raw = read_json(
+            path, "Run record", "Give the .run folder that translate wrote.", DAMAGED_HINT
+        )
         try:
             return cls(path, msgspec.convert(raw, RunRecord))
         except msgspec.ValidationError as error:
@@ -380,7 +325,7 @@ def _describe(path: Path) -> OutputRecord:
         raise OutputError(f"Output {path} cannot be read: {error.strerror}.") from error
 
 
-def _read(path: Path, what: str, missing_hint: str, damaged_hint: str = "") -> Any:
+def read_json(path: Path, what: str, missing_hint: str, damaged_hint: str = "") -> Any:
     """Decode a record of ours, refusing those of later versions."""
     try:
         raw = msgspec.json.decode(path.read_bytes())

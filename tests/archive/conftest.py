@@ -15,8 +15,9 @@ from wsi_stain.archive.lanes import Orders
 from wsi_stain.archive.record import ArchiveFiles
 from wsi_stain.archive.run import run_archive
 from wsi_stain.archive.source import find_entries
+from wsi_stain.archive_record import ArchiveRecord
 from wsi_stain.config import ArchiveConfig, BundleSpec, RunConfig, resolve_run_config
-from wsi_stain.manifest import ArchiveRecord, Event
+from wsi_stain.manifest import Event
 from wsi_stain.translate.bundle import save_nets
 
 Pixels = npt.NDArray[np.uint8]

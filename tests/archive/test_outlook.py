@@ -14,8 +14,9 @@ from wsi_stain.archive.outlook import Outlook, look_out
 from wsi_stain.archive.pace import Pace
 from wsi_stain.archive.record import ArchiveFiles
 from wsi_stain.archive.source import find_entries
+from wsi_stain.archive_record import ArchiveRecord
 from wsi_stain.config import ArchiveConfig, RunConfig
-from wsi_stain.manifest import ArchiveRecord, ignore
+from wsi_stain.manifest import ignore
 from wsi_stain.planning import plan_slide, some_tiles
 
 Settle = Callable[..., RunConfig]

@@ -16,11 +16,12 @@ import pytest
 
 from wsi_stain.archive.jobs import Part
 from wsi_stain.archive.lanes import Lanes
+from wsi_stain.archive_record import ArchiveRecord, read_archive
 from wsi_stain.config import RunConfig
 from wsi_stain.errors import LockedError, SlideError
 from wsi_stain.files import sha256_any
 from wsi_stain.lock import OutputLock
-from wsi_stain.manifest import ArchiveRecord, Event, read_archive
+from wsi_stain.manifest import Event
 from wsi_stain.write.validate import validate
 
 RunOver = Callable[..., ArchiveRecord]

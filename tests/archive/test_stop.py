@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from wsi_stain.archive_record import ArchiveRecord, read_archive
 from wsi_stain.config import RunConfig
 from wsi_stain.files import sha256_file
-from wsi_stain.manifest import ArchiveRecord, Event, RunManifest, read_archive
+from wsi_stain.manifest import Event, RunManifest
 
 RunOver = Callable[..., ArchiveRecord]
 Settle = Callable[..., RunConfig]

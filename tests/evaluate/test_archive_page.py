@@ -10,10 +10,10 @@ from urllib.parse import unquote
 
 import pytest
 
+from wsi_stain.archive_record import ARCHIVE_FILE, ArchiveRecord, ArchiveSlide, write_archive
 from wsi_stain.errors import OutputError
 from wsi_stain.evaluate.archive_page import write_archive_page
 from wsi_stain.evaluate.report import write_report
-from wsi_stain.manifest import ARCHIVE_FILE, ArchiveRecord, ArchiveSlide, write_archive
 
 MakeRun = Callable[..., Path]
 

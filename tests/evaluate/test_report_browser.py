@@ -18,12 +18,12 @@ import pytest
 from tornado.httpclient import AsyncHTTPClient
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
+from wsi_stain.archive_record import ARCHIVE_FILE, ArchiveRecord, ArchiveSlide, write_archive
 from wsi_stain.config import WriteConfig
 from wsi_stain.evaluate.archive_page import write_archive_page
 from wsi_stain.evaluate.quantify_files import quantify
 from wsi_stain.evaluate.report import write_report
 from wsi_stain.geometry import Size
-from wsi_stain.manifest import ARCHIVE_FILE, ArchiveRecord, ArchiveSlide, write_archive
 from wsi_stain.write.tiff import write_pyramid
 
 MakeRun = Callable[..., Path]

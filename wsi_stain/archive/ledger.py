@@ -14,8 +14,8 @@ from typing import Any
 
 from wsi_stain.archive.jobs import WHOLE, Job
 from wsi_stain.archive.record import ArchiveFiles, merge_parts, save
+from wsi_stain.archive_record import ArchiveRecord, ArchiveSlide, read_archive
 from wsi_stain.layout import RunFiles
-from wsi_stain.manifest import ArchiveRecord, ArchiveSlide, read_archive
 
 __all__ = ["Ledger"]
 

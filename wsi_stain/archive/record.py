@@ -16,14 +16,14 @@ from pathlib import Path
 import msgspec
 
 from wsi_stain.archive.jobs import Part
-from wsi_stain.files import atomic_write_bytes
-from wsi_stain.manifest import (
+from wsi_stain.archive_record import (
     ARCHIVE_FILE,
     ArchiveRecord,
     ArchiveSlide,
     read_archive,
     write_archive,
 )
+from wsi_stain.files import atomic_write_bytes
 
 __all__ = ["ArchiveFiles", "merge_parts", "save"]
 

@@ -13,10 +13,11 @@ from wsi_stain.archive.jobs import Job
 from wsi_stain.archive.lanes import ArchiveListener, Lanes, Orders, Workers
 from wsi_stain.archive.ledger import Ledger
 from wsi_stain.archive.watch import Watch
+from wsi_stain.archive_record import ArchiveRecord
 from wsi_stain.evaluate.archive_page import write_archive_page
 from wsi_stain.files import cannot_write
 from wsi_stain.lock import OutputLock
-from wsi_stain.manifest import ArchiveRecord, Event
+from wsi_stain.manifest import Event
 
 __all__ = ["run_archive"]
 

@@ -21,9 +21,9 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_stain.archive_record import ARCHIVE_FILE, ArchiveRecord, ArchiveSlide, read_archive
 from wsi_stain.evaluate.report_facts import percent
 from wsi_stain.files import atomic_write_bytes
-from wsi_stain.manifest import ARCHIVE_FILE, ArchiveRecord, ArchiveSlide, read_archive
 from wsi_stain.slides.image import SlideSource
 from wsi_stain.write.overview import HeFolder
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from wsi_stain.archive.jobs import Job
     from wsi_stain.archive.lanes import Orders
     from wsi_stain.archive.record import ArchiveFiles
+    from wsi_stain.archive_record import ArchiveRecord
     from wsi_stain.config import RunConfig
-    from wsi_stain.manifest import ArchiveRecord
 
 __all__ = ["batch"]
 
