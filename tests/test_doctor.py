@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from wsi_stain import doctor
+from wsi_stain.bundles import list_bundles
 from wsi_stain.doctor import (
     check_bundles,
     check_codec,
@@ -69,7 +70,7 @@ def test_damaged_model_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(doctor, "check_files", damaged)
     assert [tuple(remark) for remark in check_bundles()] == [
-        ("ki67/score is damaged.", "Install the bundle again.")
+        (f"{name}/score is damaged.", "Install the bundle again.") for name in list_bundles()
     ]
     assert any("score is damaged" in remark.what for remark in examine().problems)
 
