@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ import torch
 
 from wsi_stain.config import BundleSpec, NetSpec, RunConfig, resolve_run_config
 from wsi_stain.dispatch import SerialExecutor
-from wsi_stain.errors import NoTissueError, OutputError, PlanError
+from wsi_stain.errors import NoTissueError, OutputError, PlanError, SlideError
 from wsi_stain.layout import RunFiles
 from wsi_stain.lock import OutputLock
 from wsi_stain.manifest import Event, RunManifest
 from wsi_stain.pipeline import translate_slide
 from wsi_stain.planning import plan_slide, shard_size
 from wsi_stain.slides.store import PatchStore
-from wsi_stain.stages import picture
+from wsi_stain.stages import beside, picture
 from wsi_stain.stages.tiles import flag_texts
 from wsi_stain.stain.density import dab_od
 from wsi_stain.translate.bundle import save_nets
@@ -285,6 +286,26 @@ def test_unsound_output_is_an_error_not_a_result(
     monkeypatch.setattr(picture, "stitch_bands", blank)
     with pytest.raises(OutputError, match=r"not sound.*blank"):
         translate_slide(synthetic_slide, tmp_path, settings(identity_bundle))
+
+
+def test_slide_that_fails_beside_the_work_leaves_no_pyramid(
+    identity_bundle: Path, small_slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The H&E pictures may fail after the last shard: the pyramid has no name by then."""
+
+    def fail(*args: object, **kwargs: object) -> None:
+        deadline_s = time.monotonic() + 20.0
+        while not any(tmp_path.glob("*.part")) and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        raise SlideError("A tile cannot be read.")
+
+    monkeypatch.setattr(beside, "keep_he", fail)
+    with pytest.raises(SlideError, match="A tile cannot be read"):
+        translate_slide(small_slide, tmp_path, settings(identity_bundle))
+    assert [path.suffix for path in tmp_path.iterdir()] == [".run"]
+    monkeypatch.undo()
+    assert translate_slide(small_slide, tmp_path, settings(identity_bundle)).files.output.is_file()
 
 
 @pytest.mark.parametrize(("n_tiles", "size"), [(1, 4), (64, 4), (81, 8), (1000, 64), (10**6, 64)])

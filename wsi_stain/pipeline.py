@@ -109,6 +109,8 @@ def translate_planned(
                 workers as started,
             ):
                 run.work(started, beside.color(), writer)
+                beside.finish()
+                run.release(writer)
             run.check()
             run.tell_missing()
             run.spread()

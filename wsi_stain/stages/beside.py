@@ -76,6 +76,16 @@ class Beside:
         """
         return self._color.result()
 
+    def finish(self) -> None:
+        """Wait for the pictures: what they trip over must be known before the pyramid has a name.
+
+        Raises
+        ------
+        SlideError, OutputError
+            The slide cannot be read at their resolution, or they cannot be written.
+        """
+        self._pictures.result()
+
     def _fit(self) -> ColorFit:
         self._run.listener(Event("fit", "start"))
         color = fit_color(self._run.plan, self._source, self._run.config)

@@ -85,6 +85,10 @@ class Run:
                 writer.gate.open(done.number)
             writer.check()
         self.manifest.record(devices=sorted({*self.manifest.content.devices, *self.devices}))
+
+    def release(self, writer: PictureWriter) -> None:
+        """Let the pyramid get its last rows and its name: nothing else can fail by now."""
+        rows_px = self.plan.grid.scale.size_out.height_px
         # From here on a file under the output's name may be ours.
         self.manifest.stage_reached("write", done=rows_px)
         writer.gate.open_all()
