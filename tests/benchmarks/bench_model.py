@@ -213,6 +213,7 @@ def bench_terms(ruler: Ruler, bundle: ModelBundle, batch: Batch) -> None:
         y_t=y_t,
         eps=(y_t - alpha * y0_hat) / sigma,
         y0_hat=y0_hat,
+        start=batch.x_0,
         edges=edge_map(batch.x_0),
         draw_x_t=lambda: y_t,
         draw_g_t=lambda: gradient_map(y_t, "sobel", 0.3),

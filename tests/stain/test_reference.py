@@ -47,6 +47,35 @@ def test_color_of_a_rank_is_that_of_the_stain_that_prevails() -> None:
         assert angle_deg(color, unit[int(rank >= 29)]) < 4.0, rank
 
 
+def test_the_two_stains_get_tables_of_their_own() -> None:
+    """A tenth of the pixels is brown; each table holds its stain alone, from pale to dark."""
+    rng = np.random.default_rng(3)
+    unit = IHC / np.linalg.norm(IHC, axis=1, keepdims=True)
+    blue = rng.uniform(0.2, 0.9, (9_000, 1)) * unit[0]
+    brown = rng.uniform(0.6, 2.0, (1_000, 1)) * unit[1]
+    levels = np.array(WHITE) * np.exp(-np.concatenate([blue, brown]))
+    found = measure_reference([np.rint(levels).astype(np.uint8).reshape(100, 100, 3)], WHITE)
+    assert found.positive_share == pytest.approx(0.1, abs=0.02)
+    for table, stain, (low, high) in (
+        (found.blue_od, unit[0], (0.2, 0.9)),
+        (found.brown_od, unit[1], (0.6, 2.0)),
+    ):
+        colors = np.array(table)
+        assert colors.shape == (N_QUANTILES, 3)
+        lengths = np.linalg.norm(colors, axis=1)
+        np.testing.assert_allclose(lengths, np.linspace(low, high, N_QUANTILES), atol=0.06)
+        assert max(angle_deg(color, stain) for color in colors) < 4.0
+
+
+def test_a_set_without_brown_has_no_brown_table() -> None:
+    rng = np.random.default_rng(3)
+    unit = IHC[0] / np.linalg.norm(IHC[0])
+    levels = np.array(WHITE) * np.exp(-rng.uniform(0.2, 0.6, (10_000, 1)) * unit)
+    found = measure_reference([np.rint(levels).astype(np.uint8).reshape(100, 100, 3)], WHITE)
+    assert found.brown_od == ()
+    assert len(found.blue_od) == N_QUANTILES
+
+
 def test_one_black_laboratory_does_not_decide(plant_tissue: Plant) -> None:
     normal = [plant_tissue(IHC, seed=seed).reshape(100, 200, 3) for seed in range(4)]
     black = plant_tissue(IHC, strengths=(4.0, 4.0)).reshape(100, 200, 3)

@@ -23,7 +23,7 @@ Rgb8 = npt.NDArray[np.uint8]
 Plant = Callable[..., Rgb8]
 
 WHITE = (243.0, 241.0, 244.0)
-KINDS: tuple[StartImage, ...] = get_args(StartImage)
+KINDS: tuple[StartImage, ...] = tuple(k for k in get_args(StartImage) if k != "nuclei")
 
 
 def _fit(

@@ -77,6 +77,8 @@ class GuidanceSpec(Settings, frozen=True, kw_only=True):
     edges_scale: NonNegative = 1000.0  # s_E
     edges_push: NonNegative = 0.2  # bound of its pull, in units of 1 / sigma_t
     edges_window_px: Annotated[float, msgspec.Meta(ge=0.5, le=16.0)] = 2.5  # sd
+    color_pull: Fraction = 0.0  # how much of the start's color around each pixel is held; 0: none
+    color_window_px: Annotated[float, msgspec.Meta(ge=0.5, le=16.0)] = 1.5  # sd
     clip: Literal["pixel", "tile", "off"] = "pixel"
     clip_limit: Positive = 1.0  # c
 
@@ -127,6 +129,9 @@ class ColorReference(Settings, frozen=True, kw_only=True):
     he_stain_c99: tuple[Positive, Positive] = (2.0, 1.3)
     mean_od_quantiles: tuple[float, ...] = ()  # of the mean OD over tissue, equally spaced 0..1
     ranked_od: tuple[Rgb, ...] = ()  # at each of these quantiles: OD of the stain that prevails
+    positive_share: Fraction = 0.0  # of a field's pixels: those with DAB
+    blue_od: tuple[Rgb, ...] = ()  # OD of pixels without DAB, at quantiles of their own mean OD
+    brown_od: tuple[Rgb, ...] = ()  # the same of pixels where DAB prevails
 
 
 class BundleSpec(Settings, frozen=True, kw_only=True):

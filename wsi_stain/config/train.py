@@ -65,11 +65,13 @@ class DistillConfig(Settings, frozen=True, kw_only=True):
     "regress": toward the outputs of the bundle's own guided solver, which is deterministic, from
     the same start image and the same noise. "rdmd": toward the solver's distribution, by the
     difference of two scores (arXiv 2406.14762), from the bundle's student where it has one.
+    `from_student` lets "regress" go on from it too, after start image or guidance were changed.
     `slides` are H&E slides and run folders' patch stores, beside the images of `data`.
     """
 
     loss: Literal["regress", "rdmd"] = "regress"
     evaluations: Annotated[int, msgspec.Meta(ge=1, le=4)] = 1
+    from_student: bool = False
     pairs: Count = 600
     held_out_pairs: Count = 24
     crop_px: Annotated[int, msgspec.Meta(ge=32, le=2048, multiple_of=16)] = 192  # of a pair
@@ -113,7 +115,7 @@ class TrainConfig(Settings, frozen=True, kw_only=True):
     net: NetSpec = NetSpec()
     critic: CriticSpec = CriticSpec()
     heads: HeadsSpec = HeadsSpec()
-    start_image: StartImage = "ranked"  # how the bundle is best run, as measured
+    start_image: StartImage = "nuclei"  # how the bundle is best run, as measured
     solver: SolverSpec = SolverSpec()
     teacher: SolverSpec = SolverSpec(steps=150, order=1, eta=0.0, start_step=150)
     guidance: GuidanceSpec = GuidanceSpec()

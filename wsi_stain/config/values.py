@@ -18,7 +18,7 @@ Seed = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 Rgb = tuple[float, float, float]
 Level = Annotated[float, msgspec.Meta(gt=0.0, le=255.0)]
 White = tuple[Level, Level, Level]
-StartImage = Literal["ranked", "haematoxylin", "stain", "grey", "palette", "source"]
+StartImage = Literal["nuclei", "ranked", "haematoxylin", "stain", "grey", "palette", "source"]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -12,7 +12,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from wsi_stain.config import ColorReference
 from wsi_stain.errors import NoTissueError
-from wsi_stain.stain.density import HDX, as_rgb, is_stained, rgb_to_od, unmix
+from wsi_stain.stain.density import (
+    HDX,
+    POSITIVE_OD,
+    as_rgb,
+    dab_od,
+    is_stained,
+    rgb_to_od,
+    unmix,
+)
 from wsi_stain.stain.separate import angle_deg, sparse_vectors
 from wsi_stain.stain.white import estimate_white
 
@@ -28,6 +36,9 @@ _PIXELS_PER_IMAGE = 20_000
 _FIT_PIXELS = 200_000
 _MIN_STAINED_PX = 200
 _MIN_RANK_PX = 5
+_MIN_CLASS_PX = 100
+# Below this mean OD the hue of a pixel is that of the scanner's noise.
+_MIN_BROWN_OD = 0.2
 _MAX_CLEAR_OD = 3.0
 _MAX_ODD_DEG = 25.0
 _SATURATED = (255.0, 255.0, 255.0)
@@ -54,7 +65,8 @@ def measure_reference(
     -------
     ColorReference
         White, stain vectors, 99th percentiles of the densities, 33 quantiles of the mean OD over
-        stained pixels and the OD of the prevailing stain there; the H&E fields keep their defaults.
+        stained pixels and the OD of the prevailing stain there; the share of positive pixels and
+        the colors of pixels with and without DAB; the H&E fields keep their defaults.
 
     Raises
     ------
@@ -80,13 +92,48 @@ def measure_reference(
     tissues = [od for od in tissues if len(od)]
     means = [od.mean(axis=1, dtype=np.float64) for od in tissues]
     quantiles = np.median([np.quantile(mean, places) for mean in means], axis=0)
+    blue, brown = _class_tables(tissues, stains)
     return ColorReference(
         white=as_rgb(glass),
         stain_od=(as_rgb(stains[0]), as_rgb(stains[1])),
         stain_c99=(float(strong[0]), float(strong[1])),
         mean_od_quantiles=tuple(float(value) for value in quantiles),
         ranked_od=tuple(as_rgb(od) for od in _ranked(tissues, stains, quantiles)),
+        positive_share=float(np.median([np.mean(dab_od(s) > POSITIVE_OD) for s in samples])),
+        blue_od=tuple(map(as_rgb, blue)),
+        brown_od=tuple(map(as_rgb, brown)),
     )
+
+
+def _class_tables(
+    tissues: list[NDArray[np.float32]], stains: NDArray[np.float64]
+) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
+    """Give the colors of pixels where the counterstain prevails, and where DAB does.
+
+    Both at 33 quantiles of their own mean OD, medians over images; empty where no image has
+    enough of a stain.
+    """
+    blues: list[NDArray[np.float64]] = []
+    browns: list[NDArray[np.float64]] = []
+    for od in tissues:
+        density = unmix(od, stains)
+        brown = (density[:, 1] > density[:, 0]) & (od.mean(axis=1) > _MIN_BROWN_OD)
+        for found, mask in ((blues, ~brown), (browns, brown)):
+            if np.count_nonzero(mask) >= _MIN_CLASS_PX:
+                found.append(_colors_by_quantile(od[mask]))
+    blue, brown_od = (list(np.median(found, axis=0)) if found else [] for found in (blues, browns))
+    return blue, brown_od
+
+
+def _colors_by_quantile(od: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Average the colors around 33 quantiles of the mean OD, (33, 3)."""
+    order = np.argsort(od.mean(axis=1), kind="stable")
+    sums = np.concatenate([np.zeros((1, 3)), np.cumsum(od[order], axis=0, dtype=np.float64)])
+    middle = np.linspace(0, len(od) - 1, N_QUANTILES).astype(np.int64)
+    half = len(od) // (2 * (N_QUANTILES - 1))
+    first, last = np.maximum(middle - half, 0), np.minimum(middle + half + 1, len(od))
+    colors: NDArray[np.float64] = (sums[last] - sums[first]) / (last - first)[:, None]
+    return colors
 
 
 def _ranked(

@@ -4,22 +4,23 @@ Room 2 of 4. In: the slide's `StainTransform`, its tissue pixels, a `ColorRefere
 `StartTransform` of plain numbers. Not here: noise, nets, tiles.
 
 Slow color survives the noising, so the start image carries most of the color decision (METHOD,
-section 2). Every kind is a function of the pixel alone, fitted once per slide.
+section 2). Every kind is fitted once per slide; all but "nuclei" are functions of the pixel alone.
 """
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from msgspec import structs
 from numpy.typing import ArrayLike, NDArray
 
 from wsi_stain.config import ColorReference, Rgb, Settings, StartImage
 from wsi_stain.errors import BundleError, ConfigError, NoTissueError
+from wsi_stain.stain.curve import follow_curve, merge_light
 from wsi_stain.stain.density import as_rgb, glass_alpha, is_stained, render_od
 from wsi_stain.stain.normalize import MIN_STAINED_PX, StainTransform
+from wsi_stain.stain.nuclei import NucleusColors, fit_nuclei, nucleus_light
 
-__all__ = ["StartTransform", "fit_start"]
+__all__ = ["StartTransform", "fit_nuclei_start", "fit_start"]
 
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.float32]
@@ -33,11 +34,10 @@ FAINT_STRENGTH_OD = 0.15
 STROMA_OD = 0.32
 _MAX_EOSIN = 1.2
 _IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
-_CURVE_STEPS = 4096
 
 
 class StartTransform(Settings, frozen=True, kw_only=True):
-    """The map from a slide's H&E to its start image: a function of the pixel alone.
+    """The map from a slide's H&E to its start image.
 
     Attributes
     ----------
@@ -57,6 +57,8 @@ class StartTransform(Settings, frozen=True, kw_only=True):
         OD per channel at the same knots, where the color follows the density too.
     stroma_rgb
         OD per channel that one unit of eosin adds.
+    nuclei
+        Colors of start image "nuclei", which looks around each pixel.
     """
 
     kind: StartImage
@@ -67,6 +69,7 @@ class StartTransform(Settings, frozen=True, kw_only=True):
     curve_out: tuple[float, ...] = ()
     curve_rgb: tuple[Rgb, ...] = ()
     stroma_rgb: Rgb = (0.0, 0.0, 0.0)
+    nuclei: NucleusColors | None = None
 
     def apply(self, rgb: Rgb8) -> Rgb8:
         """Make the start image of a picture.
@@ -74,7 +77,8 @@ class StartTransform(Settings, frozen=True, kw_only=True):
         Parameters
         ----------
         rgb
-            uint8 (..., 3), H&E of the slide that the map was fitted on.
+            uint8 (..., 3), H&E of the slide that the map was fitted on; (..., h, w, 3) for
+            "nuclei".
 
         Returns
         -------
@@ -84,27 +88,29 @@ class StartTransform(Settings, frozen=True, kw_only=True):
         """
         if self.kind == "source":
             return rgb.copy()
-        if not self.curve_in:
+        if not self.curve_in and self.nuclei is None:
             return self._render(rgb)
         if rgb.size == 0:
             return rgb.copy()
         densities = self.stain.project(rgb, self.rows)
         tissue = 1.0 - glass_alpha(rgb, self.stain.white, sigma_px=0.0)
+        if self.nuclei is not None:
+            return merge_light(nucleus_light(densities, tissue, self.nuclei), self.target_white)
         if self.curve_rgb:
             return self._render_ranked(densities, tissue)
-        od = _follow_curve(densities[..., 0], self.curve_in, self.curve_out)
+        od = follow_curve(densities[..., 0], self.curve_in, self.curve_out)
         od *= tissue
-        return _merge_light([np.exp(-od)] * 3, self.target_white)
+        return merge_light([np.exp(-od)] * 3, self.target_white)
 
     def _render_ranked(self, densities: Floats, tissue: Floats) -> Rgb8:
         eosin = np.clip(densities[..., 1], 0.0, _MAX_EOSIN)
         lights = []
         for knots, stroma in zip(zip(*self.curve_rgb, strict=True), self.stroma_rgb, strict=True):
-            od = _follow_curve(densities[..., 0], self.curve_in, knots)
+            od = follow_curve(densities[..., 0], self.curve_in, knots)
             od += np.float32(stroma) * eosin
             od *= tissue
             lights.append(np.exp(-od))
-        return _merge_light(lights, self.target_white)
+        return merge_light(lights, self.target_white)
 
     def _render(self, rgb: Rgb8) -> Rgb8:
         rows = np.array(self.rows)
@@ -154,8 +160,10 @@ def fit_start(
     NoTissueError
         Fewer than `MIN_STAINED_PX` stained pixels to match.
     ConfigError
-        `white` is not the transform's.
+        `white` is not the transform's; `kind` is "nuclei", see `fit_nuclei_start`.
     """
+    if kind == "nuclei":
+        raise ConfigError("Start image 'nuclei' looks around each pixel: it is fitted on pictures.")
     if not np.allclose(np.asarray(white, dtype=np.float64), transform.white):
         raise ConfigError(
             f"White {as_rgb(white)} is not that of the color map, {transform.white}.",
@@ -163,12 +171,73 @@ def fit_start(
         )
     if kind in ("stain", "source"):
         return _linear(kind, transform, reference, np.eye(3))
-    densities = np.linalg.pinv(np.array(reference.he_stain_od)).T
+    densities = _density_rows(reference)
     if kind == "palette":
         return _linear(kind, transform, reference, _palette(reference) @ densities)
     row = densities[0] if kind in ("ranked", "haematoxylin") else np.full(3, 1.0 / 3.0)
     matched = _matched(kind, transform, reference, pixels, row)
     return _colored(matched, densities[1], reference) if kind == "ranked" else matched
+
+
+def fit_nuclei_start(
+    he: Rgb8,
+    tissue: NDArray[np.bool_],
+    transform: StainTransform,
+    reference: ColorReference,
+    mpp: float,
+) -> StartTransform:
+    """Fit start image "nuclei": dense nuclei brown as a whole, the others blue, stroma pale.
+
+    Parameters
+    ----------
+    he
+        uint8 (n, h, w, 3), pictures of the slide's tissue.
+    tissue
+        bool (n, h, w), their stained pixels.
+    transform
+        The slide's color map.
+    reference
+        Colors of the training IHC.
+    mpp
+        Pixel size of the pictures, um.
+
+    Returns
+    -------
+    StartTransform
+        Applies to any picture of this slide.
+
+    Raises
+    ------
+    BundleError
+        The reference holds no colors of single stains.
+    NoTissueError
+        Fewer than `MIN_STAINED_PX` stained pixels.
+    """
+    _require_stained(int(tissue.sum()))
+    hematoxylin, eosin = _density_rows(reference)
+    rows = (as_rgb(hematoxylin), as_rgb(eosin / reference.he_stain_c99[1]))
+    densities = transform.project(he, rows)
+    return StartTransform(
+        kind="nuclei",
+        stain=transform,
+        target_white=reference.white,
+        rows=rows,
+        nuclei=fit_nuclei(densities, tissue, reference, mpp),
+    )
+
+
+def _density_rows(reference: ColorReference) -> Doubles:
+    """Give the (2, 3) map from normalized OD to the densities of hematoxylin and eosin."""
+    rows: Doubles = np.linalg.pinv(np.array(reference.he_stain_od)).T
+    return rows
+
+
+def _require_stained(n_px: int) -> None:
+    if n_px < MIN_STAINED_PX:
+        raise NoTissueError(
+            f"Only {n_px} stained pixels to match a start image on; {MIN_STAINED_PX} are needed.",
+            hint="Look at the slide: is there tissue, and is its white background right?",
+        )
 
 
 def _colored(start: StartTransform, eosin: Doubles, reference: ColorReference) -> StartTransform:
@@ -226,12 +295,7 @@ def _matched(
         )
     stained = pixels.reshape(-1, 3)
     stained = stained[is_stained(stained, transform.white)]
-    if len(stained) < MIN_STAINED_PX:
-        raise NoTissueError(
-            f"Only {len(stained)} stained pixels to match a start image on; "
-            f"{MIN_STAINED_PX} are needed.",
-            hint="Look at the slide: is there tissue, and is its white background right?",
-        )
+    _require_stained(len(stained))
     density = np.maximum(transform.project(stained, row[None])[:, 0], 0.0)
     knots = np.quantile(density.astype(np.float64), np.linspace(0, 1, len(targets)))
     curve_in, curve_out = _monotone(knots, np.array(targets))
@@ -250,24 +314,3 @@ def _monotone(knots: Doubles, targets: Doubles) -> tuple[tuple[float, ...], tupl
     unique, place = np.unique(knots, return_inverse=True)
     merged = np.bincount(place, weights=targets) / np.bincount(place)
     return tuple(unique.tolist()), tuple(np.maximum.accumulate(merged).tolist())
-
-
-def _follow_curve(
-    density: Floats, curve_in: tuple[float, ...], curve_out: tuple[float, ...]
-) -> Floats:
-    """Interpolate by a fine table: several times faster than ``np.interp`` per pixel."""
-    low, high = curve_in[0], curve_in[-1]
-    table = np.interp(np.linspace(low, high, _CURVE_STEPS), curve_in, curve_out)
-    scale = (_CURVE_STEPS - 1) / max(high - low, 1e-9)
-    index = np.clip((density - low) * scale + 0.5, 0, _CURVE_STEPS - 1).astype(np.int32)
-    od: Floats = np.take(table.astype(np.float32), index)
-    return od
-
-
-def _merge_light(lights: list[Floats], white: Rgb) -> Rgb8:
-    """Scale the light of each channel, 0..1, to grey levels."""
-    rows = [
-        cv2.convertScaleAbs(light.reshape(1, -1), alpha=level)
-        for light, level in zip(lights, white, strict=True)
-    ]
-    return np.asarray(cv2.merge(rows), dtype=np.uint8).reshape(*lights[0].shape, 3)

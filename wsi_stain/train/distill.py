@@ -119,7 +119,9 @@ def _build(
 
 
 def _starting_net(masters: ModelBundle, config: TrainConfig) -> ScoreNet:
-    """Start from the score net; distribution matching from the bundle's student, if there is one.
+    """Start from the score net, or from the bundle's student where that is asked for.
+
+    Distribution matching takes the student if there is one.
 
     Raises
     ------
@@ -127,14 +129,20 @@ def _starting_net(masters: ModelBundle, config: TrainConfig) -> ScoreNet:
         The bundle's student has other steps or another start than is asked for.
     """
     score, spec = _score(masters), masters.spec
-    if config.distill.loss == "rdmd" and masters.student is not None and spec.student is not None:
+    if config.distill.from_student and masters.student is None:
+        raise BundleError(
+            f"Bundle {spec.name} carries no student to go on from.",
+            hint="Leave distill.from_student out.",
+        )
+    wanted = config.distill.from_student or config.distill.loss == "rdmd"
+    if wanted and masters.student is not None and spec.student is not None:
         levels = (spec.student.steps, spec.student.start_step)
         if levels != (config.distill.evaluations, spec.solver.start_step):
             raise BundleError(
                 f"The student of bundle {spec.name} takes {levels[0]} step(s) from level "
                 f"{levels[1]}; asked are {config.distill.evaluations} from "
                 f"{spec.solver.start_step}.",
-                hint='Train it anew with loss = "regress".',
+                hint='Train it anew: loss = "regress", from_student = false.',
             )
         return masters.student
     net = student_net(score.spec).to(masters.device)

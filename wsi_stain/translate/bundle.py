@@ -20,6 +20,7 @@ from torch import nn
 from wsi_stain.bundles import find_bundle, read_spec
 from wsi_stain.config import BundleSpec, GuidanceSpec, SolverSpec, StudentSpec
 from wsi_stain.errors import BundleError, DeviceError
+from wsi_stain.translate.color import ColorHold
 from wsi_stain.translate.guidance import Entropy, Guidance, MutualInformation, PatchContrast, Sum
 from wsi_stain.translate.networks import ContrastHeads, Critic, ScoreNet
 from wsi_stain.translate.noise import Schedule
@@ -107,6 +108,8 @@ class ModelBundle:
             terms.append(MutualInformation(critic, schedule, spec, solver.start_step))
         if spec.edges != "none" and spec.edges_scale > 0:
             terms.append(EdgeInformation(schedule, spec))
+        if spec.color_pull > 0:
+            terms.append(ColorHold(schedule, spec))
         if spec.entropy != "none" and spec.entropy_scale > 0:
             terms.append(Entropy(schedule, spec, solver.start_step))
         if spec.contrast != "none" and spec.contrast_scale > 0:

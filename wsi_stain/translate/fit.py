@@ -17,7 +17,7 @@ from wsi_stain.config import BundleSpec, SampleConfig, StainConfig, resolve_samp
 from wsi_stain.stain.density import is_stained
 from wsi_stain.stain.doubt import doubt_he
 from wsi_stain.stain.normalize import StainTransform, fit_stain
-from wsi_stain.stain.start import StartTransform, fit_start
+from wsi_stain.stain.start import StartTransform, fit_nuclei_start, fit_start
 from wsi_stain.stain.white import WhitePoint
 from wsi_stain.translate.worker import measure_map_scale
 
@@ -91,7 +91,10 @@ def fit_pictures(
     step = max(1, len(pixels) // config.fit_pixels)
     stain = fit_stain(pixels[::step], glass.rgb, spec.color, config.method)
     kind = sample.start_image or spec.start_image
-    start = fit_start(pixels[::step], glass.rgb, stain, spec.color, kind)
+    if kind == "nuclei":
+        start = fit_nuclei_start(he, tissue, stain, spec.color, spec.mpp)
+    else:
+        start = fit_start(pixels[::step], glass.rgb, stain, spec.color, kind)
     _, guidance = resolve_sampling(spec, sample)
     map_kind = (guidance or spec.guidance).gradient_map
     notes = [*doubt_he(pixels[::step], glass.rgb), *stain.notes]

@@ -60,6 +60,8 @@ class StepState:
         Noise level.
     y_t, eps, y0_hat
         Current picture, predicted noise, clean estimate: float32 (B, 3, H, W).
+    start
+        Start image x'_0, (B, 3, H, W).
     edges
         Clean edge map of the H&E, (B, 1, H, W).
     draw_x_t, draw_g_t
@@ -70,6 +72,7 @@ class StepState:
     y_t: torch.Tensor
     eps: torch.Tensor
     y0_hat: torch.Tensor
+    start: torch.Tensor
     edges: torch.Tensor
     draw_x_t: Callable[[], torch.Tensor]
     draw_g_t: Callable[[], torch.Tensor]

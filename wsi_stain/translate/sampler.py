@@ -241,6 +241,7 @@ class Sampler:
             y_t=y_t,
             eps=(y_t - alpha * y0_hat) / sigma,
             y0_hat=y0_hat,
+            start=view.x_0,
             edges=view.edges,
             draw_x_t=lambda: alpha * view.x_0 + sigma * view.noise(START_NOISE_STEP),
             draw_g_t=lambda: self._map(view, t),

@@ -15,6 +15,8 @@ import torch
 from msgspec import structs
 
 from wsi_stain.config import GuidanceSpec, NetSpec, StudentSpec
+from wsi_stain.translate.color import ColorHold
+from wsi_stain.translate.guidance import Guidance, Sum
 from wsi_stain.translate.networks import ScoreNet
 from wsi_stain.translate.noise import Schedule
 from wsi_stain.translate.sampler import Sampler, View, plan_move
@@ -122,8 +124,12 @@ class StudentSampler(Sampler):
         self, schedule: Schedule, net: ScoreNet, solver: StudentSpec, spec: GuidanceSpec
     ) -> None:
         own = structs.replace(spec, edges_push=solver.edges_push)
-        edges = EdgeInformation(schedule, own) if solver.edges_push > 0.0 else None
-        super().__init__(schedule, net.denoise, edges, solver, own)
+        terms: list[Guidance] = []
+        if solver.edges_push > 0.0:
+            terms.append(EdgeInformation(schedule, own))
+        if own.color_pull > 0.0:
+            terms.append(ColorHold(schedule, own))
+        super().__init__(schedule, net.denoise, Sum(terms) if terms else None, solver, own)
         self.net = net
 
     def look(

@@ -1,0 +1,147 @@
+"""Start image "nuclei": the stain is decided for a nucleus as a whole."""
+
+from __future__ import annotations
+
+import cv2
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from wsi_stain.config import ColorReference
+from wsi_stain.errors import BundleError, ConfigError, NoTissueError
+from wsi_stain.stain.density import is_stained, rgb_to_od
+from wsi_stain.stain.normalize import fit_stain
+from wsi_stain.stain.start import StartTransform, fit_nuclei_start, fit_start
+
+Rgb8 = npt.NDArray[np.uint8]
+WHITE = (243.0, 241.0, 244.0)
+HE = np.array([[0.651, 0.701, 0.290], [0.216, 0.801, 0.558]])
+SIDE_PX, RADIUS_PX, PITCH_PX, MPP = 256, 7, 32, 0.5
+DENSE = 1.6
+BAND_PX = 224  # below: strong eosin, which sets the scale
+
+
+def _density(side_px: int = SIDE_PX) -> npt.NDArray[np.float64]:
+    """Hematoxylin of nuclei on a grid; every fourth is dense, and all have a coarse chromatin."""
+    rng = np.random.default_rng(5)
+    density = np.zeros((side_px, side_px))
+    for number, (row, column) in enumerate(_centers(side_px)):
+        strength = DENSE if number % 4 == 0 else 0.7
+        cv2.circle(density, (column, row), RADIUS_PX, strength, -1)
+    chromatin = 1.0 + 0.25 * np.sign(rng.standard_normal(density.shape))
+    return density * chromatin
+
+
+def _centers(side_px: int = SIDE_PX) -> list[tuple[int, int]]:
+    places = range(PITCH_PX // 2, side_px, PITCH_PX)
+    return [(row, column) for row in places for column in places]
+
+
+def _picture(glass_rows_px: int = 0) -> Rgb8:
+    eosin = np.full((SIDE_PX, SIDE_PX), 0.4)
+    eosin[BAND_PX:] = 1.2
+    density = np.stack([_density(), eosin], axis=-1)
+    density[:glass_rows_px] = 0.0
+    od = density @ (HE / np.linalg.norm(HE, axis=1, keepdims=True))
+    levels = np.clip(np.rint(np.array(WHITE) * np.exp(-od)), 0, 255)
+    picture: Rgb8 = levels.astype(np.uint8)
+    return picture
+
+
+@pytest.fixture
+def colors(reference: ColorReference) -> ColorReference:
+    """Blue from pale to middling, brown from middling to dark; a fifth of the nuclei's area."""
+    ranks = np.linspace(0.0, 1.0, 33)
+    blue, brown = np.array([1.2, 1.1, 0.7]), np.array([0.6, 1.1, 1.3])
+    return msgspec.structs.replace(
+        reference,
+        positive_share=0.04,
+        blue_od=tuple(map(tuple, ((0.1 + 0.3 * ranks)[:, None] * blue).tolist())),
+        brown_od=tuple(map(tuple, ((0.3 + 0.7 * ranks)[:, None] * brown).tolist())),
+    )
+
+
+def _fit(picture: Rgb8, reference: ColorReference) -> StartTransform:
+    tissue = is_stained(picture, WHITE)
+    transform = fit_stain(picture[tissue], WHITE, reference, "macenko")
+    return fit_nuclei_start(picture[None], tissue[None], transform, reference, MPP)
+
+
+def test_nuclei_are_brown_or_blue_to_the_rim(colors: ColorReference) -> None:
+    picture = _picture()
+    start = _fit(picture, colors)
+    od = rgb_to_od(start.apply(picture), start.target_white)
+    inside = np.zeros((SIDE_PX, SIDE_PX), np.uint8)
+    for number, (row, column) in enumerate(_centers()):
+        nucleus = cv2.circle(inside.copy(), (column, row), RADIUS_PX - 1, 1, -1).astype(bool)
+        brown = od[nucleus][:, 2] > od[nucleus][:, 0]
+        wanted = number % 4 == 0
+        assert np.mean(brown == wanted) > 0.97, (number, wanted, brown.mean())
+
+
+def test_stroma_is_pale_and_no_glass(colors: ColorReference) -> None:
+    picture = _picture()
+    start = _fit(picture, colors)
+    made = start.apply(picture)
+    od = rgb_to_od(made, start.target_white).mean(axis=-1)
+    far = cv2.dilate((_density() > 0).astype(np.uint8), np.ones((15, 15), np.uint8)) == 0
+    far[BAND_PX:] = False
+    assert is_stained(made, start.target_white)[far].mean() > 0.99
+    assert 0.15 < od[far].mean() < 0.6 * od[_density() > 0].mean()
+
+
+def test_glass_stays_white(colors: ColorReference) -> None:
+    picture = _picture(glass_rows_px=48)
+    start = _fit(picture, colors)
+    np.testing.assert_array_equal(
+        start.apply(picture)[:40], np.broadcast_to(np.rint(start.target_white), (40, SIDE_PX, 3))
+    )
+
+
+def test_tiles_of_a_batch_do_not_mix(colors: ColorReference) -> None:
+    picture = _picture()
+    start = _fit(picture, colors)
+    other = np.ascontiguousarray(picture[::-1])
+    both = start.apply(np.stack([picture, other]))
+    np.testing.assert_array_equal(both[0], start.apply(picture))
+    np.testing.assert_array_equal(both[1], start.apply(other))
+
+
+def test_depth_follows_the_pixel(colors: ColorReference) -> None:
+    """Chromatin stays visible in nuclei of both stains."""
+    picture = _picture()
+    start = _fit(picture, colors)
+    od = rgb_to_od(start.apply(picture), start.target_white).mean(axis=-1)
+    row, column = _centers()[0]
+    nucleus = np.s_[row - 4 : row + 5, column - 4 : column + 5]
+    assert np.corrcoef(od[nucleus].ravel(), _density()[nucleus].ravel())[0, 1] > 0.9
+
+
+def test_the_fit_is_plain_numbers(colors: ColorReference) -> None:
+    picture = _picture()
+    start = _fit(picture, colors)
+    again = msgspec.json.decode(msgspec.json.encode(start), type=StartTransform)
+    assert again == start
+    np.testing.assert_array_equal(again.apply(picture), start.apply(picture))
+
+
+def test_without_colors_of_single_stains_the_remedy_is_named(reference: ColorReference) -> None:
+    with pytest.raises(BundleError, match="no colors of single stains") as caught:
+        _fit(_picture(), reference)
+    assert "ranked" in str(caught.value.hint)
+
+
+def test_too_little_tissue_is_refused(colors: ColorReference) -> None:
+    picture = _picture()
+    start = _fit(picture, colors)
+    nothing = np.zeros((1, SIDE_PX, SIDE_PX), np.bool_)
+    with pytest.raises(NoTissueError, match="Only 0 stained pixels"):
+        fit_nuclei_start(picture[None], nothing, start.stain, colors, MPP)
+
+
+def test_pixels_alone_are_not_enough(colors: ColorReference) -> None:
+    picture = _picture()
+    start = _fit(picture, colors)
+    with pytest.raises(ConfigError, match="fitted on pictures"):
+        fit_start(picture.reshape(-1, 3), WHITE, start.stain, colors, "nuclei")

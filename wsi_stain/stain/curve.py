@@ -1,0 +1,53 @@
+"""Curves and light: what start images are drawn with.
+
+Room 2 of 4. In: densities, knots, light per channel. Out: OD, grey levels. Not here: which curve.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_stain.config import Rgb
+
+__all__ = ["follow_curve", "merge_light"]
+
+Floats = NDArray[np.float32]
+Rgb8 = NDArray[np.uint8]
+
+_STEPS = 4096
+
+
+def follow_curve(
+    density: Floats, curve_in: tuple[float, ...], curve_out: tuple[float, ...]
+) -> Floats:
+    """Interpolate by a fine table: several times faster than ``np.interp`` per pixel.
+
+    Parameters
+    ----------
+    density
+        float32, any shape; beyond the knots the first and the last value hold.
+    curve_in, curve_out
+        Knots, ascending, and values there.
+
+    Returns
+    -------
+    ndarray
+        float32, same shape.
+    """
+    low, high = curve_in[0], curve_in[-1]
+    table = np.interp(np.linspace(low, high, _STEPS), curve_in, curve_out)
+    scale = (_STEPS - 1) / max(high - low, 1e-9)
+    index = np.clip((density - low) * scale + 0.5, 0, _STEPS - 1).astype(np.int32)
+    values: Floats = np.take(table.astype(np.float32), index)
+    return values
+
+
+def merge_light(lights: list[Floats], white: Rgb) -> Rgb8:
+    """Scale the light of each channel, 0..1, float32 (...), to grey levels, uint8 (..., 3)."""
+    rows = [
+        cv2.convertScaleAbs(light.reshape(1, -1), alpha=level)
+        for light, level in zip(lights, white, strict=True)
+    ]
+    return np.asarray(cv2.merge(rows), dtype=np.uint8).reshape(*lights[0].shape, 3)

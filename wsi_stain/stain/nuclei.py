@@ -1,0 +1,209 @@
+"""Start colors by the nucleus: a nucleus is brown or blue as a whole.
+
+Room 2 of 4. In: hematoxylin and eosin densities of a slide's pictures, a `ColorReference`. Out:
+`NucleusColors`, plain numbers, and the light of any picture of that slide. Not here: which start
+image is taken, nets.
+
+Color by the rank of a single pixel gives nuclei a brown heart and a blue rim, and noise turns that
+to mud. Here the density around a pixel decides the stain, for the whole nucleus, and the pixel's
+own density the depth of it, by its rank among the pixels of that stain.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_stain.config import ColorReference, Rgb, Settings
+from wsi_stain.errors import BundleError
+from wsi_stain.stain.curve import follow_curve
+from wsi_stain.stain.density import as_rgb
+
+__all__ = ["NucleusColors", "fit_nuclei", "nucleus_light"]
+
+Doubles = NDArray[np.float64]
+Floats = NDArray[np.float32]
+
+# The density is averaged over the inside of a nucleus, and what it decides reaches to its rim.
+INSIDE_UM, RIM_UM = 1.0, 1.0
+# Share of the tissue over which brown goes over into blue.
+SOFT_SHARE = 0.01
+# Mean OD that a unit of eosin gives stroma, and that tissue has at least: the training IHC's own
+# stroma is paler, but then every fourth pixel of pale tissue would pass for glass.
+STROMA_OD, VEIL_OD = 0.35, 0.15
+# The darkest of the counterstain are mixed with brown in real fields: beyond this quantile they
+# keep its color and only darken. And the net pales blue nuclei, as much as this makes good.
+PURE_QUANTILE = 27 / 32
+BLUE_CONTRAST = 1.7
+_MAX_EOSIN = 1.2
+_FIT_PIXELS = 400_000
+
+
+class NucleusColors(Settings, frozen=True, kw_only=True):
+    """Which density makes a nucleus brown, and the color of each density.
+
+    Attributes
+    ----------
+    sigma_px, reach_px
+        Gaussian in which the hematoxylin density is averaged; how far its maximum reaches then.
+    brown_from
+        That density where brown begins, and where it is complete.
+    blue_in, blue_od
+        Knots of the hematoxylin density outside of brown nuclei, and the OD there, per channel.
+    brown_in, brown_od
+        The same inside.
+    stroma_rgb
+        OD per channel of one unit of eosin.
+    veil_rgb
+        OD per channel that tissue has at least.
+    """
+
+    sigma_px: float
+    reach_px: int
+    brown_from: tuple[float, float]
+    blue_in: tuple[float, ...]
+    blue_od: tuple[Rgb, ...]
+    brown_in: tuple[float, ...]
+    brown_od: tuple[Rgb, ...]
+    stroma_rgb: Rgb
+    veil_rgb: Rgb
+
+
+def fit_nuclei(
+    densities: Floats, tissue: NDArray[np.bool_], reference: ColorReference, mpp: float
+) -> NucleusColors:
+    """Fit the colors of one slide.
+
+    The share of brown is that of the training fields; hematoxylin says which nuclei are dense, not
+    which divide.
+
+    Parameters
+    ----------
+    densities
+        float32 (n, h, w, 2), hematoxylin, and eosin in units of its 99th percentile.
+    tissue
+        bool (n, h, w).
+    reference
+        Colors of the training IHC.
+    mpp
+        Pixel size of the pictures, um.
+
+    Returns
+    -------
+    NucleusColors
+        For the whole slide.
+
+    Raises
+    ------
+    BundleError
+        The reference was measured without the colors of the two stains.
+    """
+    if not (reference.positive_share and reference.blue_od and reference.brown_od):
+        raise BundleError(
+            "The bundle's color reference has no colors of single stains; start image 'nuclei' "
+            "needs them.",
+            hint="Choose start image 'ranked', or train the bundle anew.",
+        )
+    sigma_px, reach_px = INSIDE_UM / mpp, max(1, round(RIM_UM / mpp))
+    around = _around(densities[..., 0], sigma_px, reach_px)[tissue]
+    own = densities[..., 0][tissue]
+    step = max(1, len(own) // _FIT_PIXELS)
+    around, own = around[::step].astype(np.float64), np.maximum(own[::step], 0.0)
+    share = reference.positive_share
+    begin, cut, end = np.quantile(
+        around, np.clip([1.0 - share - SOFT_SHARE, 1.0 - share, 1.0 - share + SOFT_SHARE], 0, 1)
+    )
+    blue_od, brown_od = _blue(np.array(reference.blue_od)), np.array(reference.brown_od)
+    blue_in, blue_od = _knots(own[around <= cut], blue_od)
+    brown_in, brown_od = _knots(own[around > cut], brown_od)
+    pale = np.array(reference.ranked_od[len(reference.ranked_od) // 4])
+    return NucleusColors(
+        sigma_px=sigma_px,
+        reach_px=reach_px,
+        brown_from=(float(begin), float(max(end, begin + 1e-6))),
+        blue_in=blue_in,
+        blue_od=tuple(map(as_rgb, blue_od)),
+        brown_in=brown_in,
+        brown_od=tuple(map(as_rgb, brown_od)),
+        stroma_rgb=as_rgb(STROMA_OD * pale / pale.mean()),
+        veil_rgb=as_rgb(VEIL_OD * pale / pale.mean()),
+    )
+
+
+def nucleus_light(densities: Floats, tissue: Floats, colors: NucleusColors) -> list[Floats]:
+    """Give the light that passes, per channel.
+
+    Parameters
+    ----------
+    densities
+        float32 (..., h, w, 2), as for `fit_nuclei`.
+    tissue
+        float32 (..., h, w), 0 on glass and 1 in tissue.
+    colors
+        The slide's.
+
+    Returns
+    -------
+    list of ndarray
+        Three float32 (..., h, w), 0..1.
+
+    Notes
+    -----
+    Borders are mirrored, so the stain of a nucleus that a picture cuts may depend on the cut:
+    where tiles meet they overlap by more than that.
+    """
+    own, eosin = densities[..., 0], np.clip(densities[..., 1], 0.0, _MAX_EOSIN)
+    begin, end = colors.brown_from
+    around = _around(own, colors.sigma_px, colors.reach_px)
+    ramp = np.clip((around - np.float32(begin)) / np.float32(end - begin), 0.0, 1.0)
+    brownness = ramp * ramp * (3.0 - 2.0 * ramp)
+    lights = []
+    channels = zip(
+        zip(*colors.blue_od, strict=True),
+        zip(*colors.brown_od, strict=True),
+        colors.stroma_rgb,
+        colors.veil_rgb,
+        strict=True,
+    )
+    for blue_od, brown_od, stroma, veil in channels:
+        blue = np.square(follow_curve(own, colors.blue_in, blue_od))
+        # Stroma lies beside the nuclei and not over them: the larger of both prevails.
+        blue = np.sqrt(blue + np.square(np.float32(stroma) * eosin) + np.float32(veil**2))
+        brown = follow_curve(own, colors.brown_in, brown_od)
+        od = (blue + brownness * (brown - blue)) * tissue
+        lights.append(np.exp(-od))
+    return lights
+
+
+def _around(density: Floats, sigma_px: float, reach_px: int) -> Floats:
+    """Average the density in a Gaussian, and spread its maxima as far as rims lie."""
+    size_px = 2 * reach_px + 1
+    disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size_px, size_px))
+    pictures = np.maximum(density, 0.0).reshape(-1, *density.shape[-2:])
+    spread = [
+        cv2.dilate(cv2.GaussianBlur(p, (0, 0), sigma_px, borderType=cv2.BORDER_REFLECT), disk)
+        for p in pictures
+    ]
+    return np.asarray(spread, dtype=np.float32).reshape(density.shape)
+
+
+def _blue(table: Doubles) -> Doubles:
+    """Keep the counterstain's color in the dark, and make good what the net pales."""
+    mean = table.mean(axis=1)
+    last = round(PURE_QUANTILE * (len(table) - 1))
+    pure = table.copy()
+    pure[last:] = mean[last:, None] * table[last] / mean[last]
+    middle = np.median(mean)
+    deeper = np.where(mean > middle, middle + BLUE_CONTRAST * (mean - middle), mean)
+    scaled: Doubles = pure * (deeper / mean)[:, None]
+    return scaled
+
+
+def _knots(density: Doubles, table: Doubles) -> tuple[tuple[float, ...], Doubles]:
+    """Give quantiles of the density; equal ones are merged, to the mean of their colors."""
+    quantiles = np.quantile(density, np.linspace(0.0, 1.0, len(table))) if len(density) else [0.0]
+    unique, place = np.unique(quantiles, return_inverse=True)
+    counts = np.bincount(place)
+    merged = [np.bincount(place, weights=c[: len(place)]) / counts for c in table.T]
+    return tuple(unique.tolist()), np.stack(merged, axis=1)
