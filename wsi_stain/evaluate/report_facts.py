@@ -20,7 +20,7 @@ from wsi_stain.evaluate.metrics_stain import POSITIVE_OD
 from wsi_stain.evaluate.quantify import Numbers
 from wsi_stain.evaluate.report_numbers import Doubt, FieldNumbers, SlideNumbers
 from wsi_stain.manifest import RunRecord
-from wsi_stain.write.annotations import FlaggedTile
+from wsi_stain.write.annotations import TileRow
 from wsi_stain.write.validate import Validation
 
 __all__ = [
@@ -89,7 +89,7 @@ class Evidence(NamedTuple):
     numbers: SlideNumbers
     doubts: Sequence[Doubt]
     n_cells: int
-    tiles: Sequence[FlaggedTile] | None
+    tiles: Sequence[TileRow] | None
 
 
 def figures(numbers: SlideNumbers, fields: Sequence[FieldNumbers], mpp: float) -> list[Figure]:
@@ -224,11 +224,11 @@ def _soundness(found: Validation | None) -> Check:
     return Check("Pyramid sound", verdict, "; ".join(found.problems) or levels)
 
 
-def _tile_check(tiles: Sequence[FlaggedTile] | None) -> list[Check]:
+def _tile_check(tiles: Sequence[TileRow] | None) -> list[Check]:
     """Count the tiles that the run flagged, by reason; nothing where it scored none."""
     if tiles is None:
         return []
-    counts = Counter(word for tile in tiles for word in tile.reason.split(";"))
+    counts = Counter(word for tile in tiles for word in tile.flags.split(";"))
     words = ", ".join(f"{word.replace('_', ' ')} {count}" for word, count in counts.most_common())
     seen = f"{len(tiles):,} flagged: {words}" if tiles else "none flagged"
     return [Check("Tiles, one by one", "look" if tiles else "ok", seen)]
