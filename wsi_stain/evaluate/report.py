@@ -342,6 +342,7 @@ def _render(story: Story, viewer: dict[str, Any]) -> str:
         size=str(he.size_out),
         mpp=he.mpp_out,
         reduction=he.reduction,
+        spread_full_od=report_pictures.SPREAD_FULL_OD,
         bundle=record.bundle.get("name", "unknown"),
         statement=record.statement,
         figures=report_facts.figures(slide, numbers, he.mpp_out),

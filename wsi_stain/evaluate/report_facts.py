@@ -29,6 +29,7 @@ __all__ = [
     "Figure",
     "Section",
     "checks",
+    "clock",
     "figures",
     "provenance",
     "slide_figures",
@@ -140,7 +141,9 @@ def slide_figures(numbers: Numbers) -> list[Figure]:
         Figure(
             "Labelling index",
             percent(numbers.labelling_percent),
-            "" if low is None else f"{percent(low)} to {percent(high)} over seeds",
+            ""
+            if low is None
+            else f"{percent(low)} to {percent(high)}, one sd of the seeds less or more",
             "Not counted, see below."
             if numbers.n_nuclei is None
             else f"{numbers.n_positive:,} of {numbers.n_nuclei:,} nuclei positive.",
@@ -244,8 +247,8 @@ def provenance(record: RunRecord, field_count: int) -> list[Section]:
         Section(
             "Run",
             (
-                ("Begun", record.begun_utc),
-                ("Finished", record.finished_utc or "not finished"),
+                ("Begun", clock(record.begun_utc)),
+                ("Finished", clock(record.finished_utc) or "not finished"),
                 ("Seed", str(record.seed)),
                 ("Devices", ", ".join(record.devices) or "not recorded"),
                 ("Metrics", f"version {METRIC_VERSION}, {field_count} fields"),
@@ -311,6 +314,11 @@ def _changed(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if value != defaults.get(name):
             shown = PurePath(PureWindowsPath(value).name).name if name == "bundle" else value
             yield name, str(shown)
+
+
+def clock(utc: str | None) -> str:
+    """Word an ISO time of ours: "2026-01-02 03:04 UTC"; nothing where there is none."""
+    return f"{utc[:16].replace('T', ' ')} UTC" if utc else ""
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

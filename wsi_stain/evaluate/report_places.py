@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from wsi_stain.evaluate.report_numbers import Doubt
 from wsi_stain.geometry import Region
-from wsi_stain.write.annotations import TileRow
+from wsi_stain.write.annotations import TileRow, titled
 from wsi_stain.write.overview import HeRecord
 
 __all__ = ["MOST_PLACES", "Place", "places"]
@@ -56,9 +56,7 @@ def places(doubts: Sequence[Doubt], tiles: Sequence[TileRow], he: HeRecord) -> l
             f"Tile {tile.name}",
             tile.flags.replace(";", ", ").replace("_", " "),
             tile.box.intersect(frame),
-            ", ".join(
-                f"{name.replace('_', ' ')} {value:.3g}" for name, value in tile.scores.items()
-            ),
+            ", ".join(f"{name} {value:.2g}" for name, value in titled(tile.scores).items()),
         )
         for tile in tiles
     ]

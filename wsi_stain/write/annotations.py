@@ -49,6 +49,7 @@ __all__ = [
     "read_flagged",
     "read_tiles",
     "tissue_features",
+    "titled",
 ]
 
 POSITIVE_UM = 1.0  # pixels on which positive regions are outlined, at least
@@ -60,7 +61,7 @@ SCORE_NAMES = {
     "structure": "Structure kept",
     "sobel_ssim": "Sobel-SSIM",
     "white_error": "White error",
-    "dab_p90": "DAB OD of the strongest tenth",
+    "dab_p90": "Strongest DAB OD",
     "dab_sd": "DAB OD sd over seeds",
 }
 LN_10 = 2.302585092994046
@@ -174,7 +175,7 @@ def grid_features(grid: TileGrid, rows: Iterable[TileRow] = ()) -> Iterator[Feat
     scores = {row.name: row.scores for row in rows}
     for index in range(grid.n_tiles):
         numbers = {"Tissue fraction": round(float(grid.tissue[index]), 4)}
-        numbers |= _titled(scores.get(str(index), {}))
+        numbers |= titled(scores.get(str(index), {}))
         box = grid.region_out(index)
         yield box_feature(box, grid.scale.size_out, TILE, f"Tile {index}", numbers)
 
@@ -211,7 +212,7 @@ def flagged_features(rows: Iterable[TileRow], size: Size, mpp: float) -> Iterato
     for row in rows:
         if row.flags:
             place = {"Left um": row.box.x_px * mpp, "Top um": row.box.y_px * mpp}
-            numbers = {name: round(um, 1) for name, um in place.items()} | _titled(row.scores)
+            numbers = {name: round(um, 1) for name, um in place.items()} | titled(row.scores)
             name = f"Tile {row.name}: {row.flags.replace(';', ', ')}"
             yield box_feature(row.box, size, FLAGGED, name, numbers)
 
@@ -259,5 +260,6 @@ def _tile_row(row: dict[str, str]) -> TileRow:
     return TileRow(row["tile"], row["flags"], box, scores)
 
 
-def _titled(scores: Mapping[str, float]) -> dict[str, float]:
+def titled(scores: Mapping[str, float]) -> dict[str, float]:
+    """Name scores for a person."""
     return {SCORE_NAMES.get(name, name): value for name, value in scores.items()}
