@@ -181,6 +181,8 @@ def test_plain_output_is_aligned_lines(run: Run, synthetic_slide: Path) -> None:
         (["plan", "{glass}", "--recipe", "{tmp}/none.toml"], 2, "none.toml"),
         (["plan", "{no_mpp}", "--bundle", "{bundle}"], 3, "--mpp"),
         (["validate", "{tmp}/text.svs"], 8, "not sound"),
+        (["validate", "{tmp}/none.tiff"], 8, "there is no such file. Give a pyramid"),
+        (["validate", "{tmp}"], 8, "no zarr.json"),
         (["report", "{tmp}"], 8, "run"),
         (["translate"], 2, "Missing argument"),
         (["translate", "{glass}", "--format", "ome-zarr", "--lossless"], 2, "always lossless"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wsi_stain.bundles import find_bundle, read_spec
 from wsi_stain.config import ClusterConfig, NetSpec, RunConfig, SampleConfig
+from wsi_stain.errors import DeviceError
 from wsi_stain.geometry import Scale, Size
-from wsi_stain.planning import count_net_flop, project_plan
+from wsi_stain.planning import count_net_flop, plan_slide, project_plan
 from wsi_stain.slides.plan import TileGrid
 from wsi_stain.translate.networks import ScoreNet
 
@@ -45,3 +48,12 @@ def test_time_follows_the_bundle_and_what_is_asked_of_it() -> None:
     assert (twice - once) / 64 / 10 == pytest.approx(count_net_flop(spec.net, 256) / 58e9)
     # Structure in closed form takes a tenth of the net; the bench of the model says so.
     assert 1.05 < seconds(steps=20) / twice < 1.2
+
+
+def test_cuda_where_there_is_none_is_refused_before_the_slide_is_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = RunConfig(cluster=ClusterConfig(device="cuda"))
+    with pytest.raises(DeviceError, match="torch sees no CUDA device"):
+        plan_slide(Path("there_is_no_such_slide.svs"), config)

@@ -382,6 +382,14 @@ def test_disk_too_small_is_refused_before_any_work(
     assert [path.name for path in small_disk.iterdir()] == ["ballast"]
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc here")
+def test_file_system_that_holds_no_files_is_not_told_as_a_full_disk(
+    bundle: Path, slide: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(OutputError, match="cannot be written"):
+        translate_slide(slide, Path("/proc/out"), settings(bundle, tmp_path))
+
+
 def test_net_that_gives_nan_is_named(tmp_path: Path, slide: Path) -> None:
     weights = ScoreNet(NET).state_dict()
     weights["tail.weight"] = torch.full_like(weights["tail.weight"], torch.nan)

@@ -26,6 +26,7 @@ __all__ = [
     "machine_bytes",
     "nvidia_files",
     "package_versions",
+    "require_device",
 ]
 
 PIXEL_PACKAGES = (
@@ -215,6 +216,18 @@ def check_memory(total_bytes: float, n_cores: int) -> list[Remark]:
 def nvidia_files() -> list[Path]:
     """List the device files of NVIDIA's driver."""
     return [path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()]
+
+
+def require_device(asked: str) -> None:
+    """Refuse CUDA where torch sees none; loads torch, so only where CUDA was asked for.
+
+    Raises
+    ------
+    DeviceError
+        There is no CUDA device.
+    """
+    if asked == "cuda":
+        importlib.import_module("wsi_stain.translate.bundle").pick_device(asked)
 
 
 def machine_bytes() -> int:

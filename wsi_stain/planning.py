@@ -24,7 +24,7 @@ from wsi_stain.config import (
     SolverSpec,
     resolve_sampling,
 )
-from wsi_stain.doctor import machine_bytes, nvidia_files
+from wsi_stain.doctor import machine_bytes, nvidia_files, require_device
 from wsi_stain.geometry import Scale, choose_scale
 from wsi_stain.manifest import Event, Listener, ignore
 from wsi_stain.slides.image import SlideSource
@@ -110,9 +110,11 @@ def plan_slide(path: Path, config: RunConfig, listener: Listener = ignore) -> Sl
 
     Raises
     ------
-    SlideError, MppUnknownError, NoTissueError, PlanError, BundleError
+    DeviceError, SlideError, MppUnknownError, NoTissueError, PlanError, BundleError
         Each with the next thing to do.
     """
+    if not config.cluster.is_remote:
+        require_device(config.cluster.device)
     folder = find_bundle(config.bundle)
     spec = read_spec(folder)
     check_files(folder, spec)

@@ -201,7 +201,7 @@ def test_flagged_tiles_are_shown(tmp_path: Path, make_run: MakeRun) -> None:
     flagged = [f["properties"] for f in features(folder, "annotation") if "Flagged" in str(f)]
     [tile] = flagged
     assert tile["name"] == "Tile 0: structure"
-    assert tile["measurements"] == {"structure": 0.1}
+    assert tile["measurements"] == {"Left um": 128.0, "Top um": 128.0, "Structure kept": 0.1}
     assert "[256, 256, 256, 256]" in write_report(run).read_text("utf-8")
     table.write_text(head + "0,256,oops,256,0.1,,structure\n")
     with pytest.raises(OutputError, match=r"tiles\.csv, line 2, cannot be read"):

@@ -275,8 +275,8 @@ def test_flagged_tiles_are_listed_and_drawn_inside_the_picture(
     html = (run / "report" / "index.html").read_text(encoding="utf-8")
     assert "2 flagged: structure 2, white error 1" in html
     assert page.texts["button"][-2 - len(page.viewer()["fields"]) :][:2] == ["Tile 7", "Tile 8"]
-    assert "structure 0.11, sobel ssim 0.3, white error 0.02, dab p90 0.3<" in html
-    assert "dab sd 0.04<" in html
+    assert "Structure kept 0.11, Sobel-SSIM 0.3, White error 0.02, Strongest DAB OD 0.3<" in html
+    assert "DAB OD sd over seeds 0.04<" in html
 
     (run / "tiles.csv").write_text("tile,x_px_out,y_px_out,size_px,flags\n3,0,0,256,\n")
     assert "none flagged" in write_report(run).read_text(encoding="utf-8")

@@ -59,7 +59,7 @@ def test_table_tells_place_scores_and_flags(store: PatchStore, tmp_path: Path) -
     assert [row["structure"] for row in rows] == ["0.8", "0.1", ""]
     assert (rows[1]["x_px_out"], rows[1]["x_um"], rows[2]["y_px_out"]) == ("96", "48.0", "48")
     flagged = read_flagged(tmp_path / "tiles.csv")
-    assert [(tile.name, tile.reason) for tile in flagged] == [
+    assert [(tile.name, tile.flags) for tile in flagged] == [
         ("1", "structure;edges"),
         ("2", "white"),
     ]

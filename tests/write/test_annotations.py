@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.write.qupath_rules import read_objects
 from wsi_stain.config import BundleSpec, WriteConfig
 from wsi_stain.errors import OutputError
 from wsi_stain.geometry import Scale, Size
@@ -92,18 +93,32 @@ def test_positive_regions_have_their_area(files: RunFiles) -> None:
         [ring] = feature["geometry"]["coordinates"]
         assert ring_area(np.asarray(ring)) == pytest.approx(side_px**2, rel=0.01)
         assert feature["properties"]["measurements"]["Area um^2"] == (side_px / 2) ** 2
-        assert feature["properties"]["classification"]["name"] == "Positive"
+        assert feature["properties"]["classification"]["name"] == "Positive region"
+
+
+def test_no_more_regions_are_drawn_than_qupath_bears(
+    files: RunFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsi_stain.write.annotations.MOST_POSITIVE", 1)
+    with SlideSource.open(files.output) as picture:
+        [large] = positive_features(picture, WHITE)
+    assert large["properties"]["measurements"]["Area um^2"] == 50.0**2
 
 
 def test_flagged_tiles_come_with_reason_and_scores(
     files: RunFiles, plan: tuple[TissueMask, TileGrid]
 ) -> None:
-    files.tile_scores.write_text(HEAD + "0,0,0,256,0.12,structure;white\n1,224,0,256,0.9,\n")
+    files.tile_scores.write_text(HEAD + "0,0,64,256,0.12,structure;white\n1,224,0,256,0.9,\n")
     [tile] = read_flagged(files.tile_scores)
-    assert (tile.name, tile.reason, tile.scores) == ("0", "structure;white", {"structure": 0.12})
+    assert (tile.name, tile.flags, tile.scores) == ("0", "structure;white", {"structure": 0.12})
     annotate_run(files, *plan, BundleSpec(name="b", marker="Ki-67"), {})
-    flagged = [f["properties"] for f in collection(files) if "Flagged" in json.dumps(f)]
-    assert [f["name"] for f in flagged] == ["Tile 0: structure;white"]
+    objects = read_objects(files.geojson.read_text("utf-8"), SIZE)
+    [flagged] = [found for found in objects if found.class_name == "Flagged"]
+    assert flagged.name == "Tile 0: structure, white"
+    assert flagged.measurements == {"Left um": 0.0, "Top um": 32.0, "Structure kept": 0.12}
+    tiles = [found for found in objects if found.object_type == "tile"]
+    assert [tile.name for tile in tiles[:3]] == ["Tile 0", "Tile 1", "Tile 2"]
+    assert [tile.measurements.get("Structure kept") for tile in tiles[:3]] == [0.12, 0.9, None]
     files.tile_scores.unlink()
 
 

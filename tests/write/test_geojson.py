@@ -10,12 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 
+from tests.write.qupath_rules import read_objects
 from wsi_stain.errors import OutputError
 from wsi_stain.geometry import Region, Size
 from wsi_stain.write.geojson import (
     FLAGGED,
     HOT_SPOT,
+    POSITIVE,
     TILE,
     TISSUE,
     Feature,
@@ -24,7 +30,7 @@ from wsi_stain.write.geojson import (
     mask_features,
     write_geojson,
 )
-from wsi_stain.write.rings import ring_area
+from wsi_stain.write.rings import ring_area, trace
 
 SIZE = Size(1000, 800)
 
@@ -56,7 +62,7 @@ def test_mask_becomes_locked_annotations_with_their_area() -> None:
 
 
 def test_box_is_cut_at_the_edge_and_drops_absent_numbers() -> None:
-    numbers = {"Num nuclei": 3, "Positive %": None}
+    numbers = {"Num nuclei": 3, "Positive nuclei %": None}
     feature = box_feature(Region(900, 700, 256, 256), SIZE, TILE, "Tile 1,2", numbers)
     [ring] = rings(feature)
     assert ring_area(ring) == 100 * 100
@@ -66,6 +72,55 @@ def test_box_is_cut_at_the_edge_and_drops_absent_numbers() -> None:
         "isLocked": False,
         "measurements": {"Num nuclei": 3},
     }
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=14)),
+    st.floats(1.0, 40.0),
+    st.tuples(st.floats(0.0, 0.95), st.floats(0.0, 0.95)),
+)
+def test_qupath_takes_any_mask_that_reaches_over_the_edge(
+    mask: NDArray[np.bool_], step: float, over: tuple[float, float]
+) -> None:
+    """The picture ends somewhere in the last row and column of the mask."""
+    height, width = mask.shape
+    size = Size(
+        max(1, math.ceil((width - over[0]) * step)), max(1, math.ceil((height - over[1]) * step))
+    )
+    features = list(mask_features(mask, step, size, POSITIVE, mpp=0.5))
+    text = json.dumps({"type": "FeatureCollection", "features": features})
+    objects = read_objects(text, size)
+    assert all(found.measurements["Area um^2"] > 0.0 for found in objects)
+    assert len(objects) <= len(trace(mask))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("geometry", "coordinates"), [[[0, 0], [4, 4], [4, 0], [0, 4], [0, 0]]]),  # a bow tie
+        (("geometry", "coordinates"), [[[0, 0], [4, 0], [4, 4], [0, 4]]]),  # open
+        (("geometry", "coordinates"), [[[0, 0], [4, 0], [8, 0], [0, 0]]]),  # flat
+        (("geometry", "coordinates"), [[[0, 0], [4, 0], [4, 9999], [0, 4], [0, 0]]]),  # outside
+        (("properties", "objectType"), "region"),
+        (("properties", "measurements"), {"a": math.nan}),
+        (("properties", "measurements"), {"a": None}),
+        (("properties", "classification"), {"name": "Tissue"}),
+        (("properties", "classification"), {"name": "Positive", "color": [1, 2, 3]}),
+        (("properties", "classification"), {"name": "Tissue", "color": [1, 2, 256]}),
+    ],
+)
+def test_what_qupath_refuses_or_misreads_is_told_apart(
+    place: tuple[str, str], value: object
+) -> None:
+    feature = box_feature(Region(0, 0, 9, 9), SIZE, TISSUE, "a", {"b": 1.5})
+    collection = {"type": "FeatureCollection", "features": [feature]}
+    [found] = read_objects(json.dumps(collection), SIZE)
+    assert (found.object_type, found.class_name, found.is_locked) == ("annotation", "Tissue", True)
+    assert (found.color, found.measurements) == ((16, 110, 140), {"b": 1.5})
+    feature[place[0]][place[1]] = value
+    with pytest.raises(AssertionError):
+        read_objects(json.dumps(collection), SIZE)
 
 
 def test_circle_is_round_and_closed() -> None:

@@ -140,7 +140,7 @@ def test_cut_file_is_found(sound: Path, share: float) -> None:
 
 
 def test_file_is_a_problem_when_missing_or_foreign(tmp_path: Path) -> None:
-    assert "No such file" in problem_of(tmp_path / "none.tiff")
+    assert "no such file" in problem_of(tmp_path / "none.tiff")
     (tmp_path / "text.tiff").write_text("not a picture at all, but long enough for a header")
     assert "not a TIFF file" in problem_of(tmp_path / "text.tiff")
 

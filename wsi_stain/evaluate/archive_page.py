@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_stain.archive_record import ARCHIVE_FILE, ArchiveRecord, ArchiveSlide, read_archive
-from wsi_stain.evaluate.report_facts import percent
+from wsi_stain.evaluate.report_facts import clock, percent
 from wsi_stain.files import atomic_write_bytes
 from wsi_stain.slides.image import SlideSource
 from wsi_stain.write.overview import HeFolder
@@ -143,7 +143,7 @@ def _render(record: ArchiveRecord, rows: Sequence[Row]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "clock": _clock}
+    environment.filters |= {"percent": percent, "clock": clock}
     style = (HERE / "assets" / "report.css").read_text(encoding="utf-8")
     texts = {
         tag: (HERE / "templates" / name).read_text(encoding="utf-8")
@@ -159,11 +159,6 @@ def _render(record: ArchiveRecord, rows: Sequence[Row]) -> str:
         digests={tag: _digest(text) for tag, text in texts.items()},
         texts=texts,
     )
-
-
-def _clock(utc: str) -> str:
-    """Word an ISO time of ours: "2026-01-02 03:04 UTC"."""
-    return f"{utc[:16].replace('T', ' ')} UTC"
 
 
 def _digest(text: str) -> str:

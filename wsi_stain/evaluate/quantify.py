@@ -99,8 +99,8 @@ class Numbers(msgspec.Struct, frozen=True, kw_only=True):
             "tissue": f"{self.tissue_mm2:.3g} mm2 (from: {self.tissue_origin})",
             "glass": f"{', '.join(f'{level:.0f}' for level in self.white)} ({self.white_origin})",
             "positive area": f"{self.positive_area_percent:.2f} % (DAB OD > {self.positive_od:g})",
-            "DAB OD": f"mean {self.miod_exact:.4f}, ImageJ's way {self.miod_imagej:.4f}",
-            "IOD": f"{self.iod_exact:.6g}, ImageJ's way {self.iod_imagej:.6g}",
+            "DAB OD": f"mean {self.miod_exact:.3f}, ImageJ's way {self.miod_imagej:.3f}",
+            "IOD": f"{self.iod_exact:,.0f}, ImageJ's way {self.iod_imagej:,.0f}",
         }
         if self.labelling_percent is not None:
             shown["labelling index"] = (
@@ -116,7 +116,7 @@ class Numbers(msgspec.Struct, frozen=True, kw_only=True):
         shown["its size"] = self.hot_spot_note
         if self.mean_dab_sd is not None:
             shown["sd of DAB OD"] = (
-                f"{self.mean_dab_sd:.4f} over seeds; index "
+                f"{self.mean_dab_sd:.3f} over seeds; one sd less or more brown: index "
                 f"{self.labelling_low_percent or 0:.1f} to {self.labelling_high_percent or 0:.1f} %"
             )
         shown["uncertainty"] = self.uncertainty_note

@@ -38,7 +38,12 @@ from wsi_stain.files import atomic_write_bytes
 from wsi_stain.geometry import Region, Size
 from wsi_stain.manifest import Listener, ignore
 from wsi_stain.slides.image import SlideSource
-from wsi_stain.write.annotations import flagged_features, positive_features, tissue_features
+from wsi_stain.write.annotations import (
+    flagged_features,
+    positive_features,
+    read_tiles,
+    tissue_features,
+)
 from wsi_stain.write.geojson import (
     HOT_SPOT,
     TILE,
@@ -193,7 +198,7 @@ def _features(
     yield from positive_features(source, found.ground.white, config.positive_od)
     run = run_beside(source.path)
     if run is not None:
-        yield from flagged_features(run.tile_scores, size)
+        yield from flagged_features(read_tiles(run.tile_scores), size, mpp)
     titles = {
         "tissue_mm2": "Tissue mm^2",
         "positive_area_percent": "Positive area %",

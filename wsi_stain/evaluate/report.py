@@ -38,7 +38,7 @@ from wsi_stain.layout import RunFiles, find_run
 from wsi_stain.manifest import Event, Listener, RunManifest, RunRecord, ignore
 from wsi_stain.slides.image import SlideSource
 from wsi_stain.slides.mask import find_tissue
-from wsi_stain.write.annotations import FlaggedTile, read_flagged
+from wsi_stain.write.annotations import TileRow, read_flagged
 from wsi_stain.write.overview import HeFolder, HeRecord, keep_he
 from wsi_stain.write.validate import Expected, Validation, validate
 
@@ -101,7 +101,7 @@ class Story:
     fields: Sequence[Field]
     doubts: Sequence[Doubt]
     n_cells: int
-    tiles: Sequence[FlaggedTile] | None
+    tiles: Sequence[TileRow] | None
     measured: Numbers | None
     validation: Validation | None
     is_unchanged: bool | None
@@ -342,6 +342,7 @@ def _render(story: Story, viewer: dict[str, Any]) -> str:
         size=str(he.size_out),
         mpp=he.mpp_out,
         reduction=he.reduction,
+        spread_full_od=report_pictures.SPREAD_FULL_OD,
         bundle=record.bundle.get("name", "unknown"),
         statement=record.statement,
         figures=report_facts.figures(slide, numbers, he.mpp_out),

@@ -20,7 +20,7 @@ from wsi_stain.evaluate.metrics_stain import POSITIVE_OD
 from wsi_stain.evaluate.quantify import Numbers
 from wsi_stain.evaluate.report_numbers import Doubt, FieldNumbers, SlideNumbers
 from wsi_stain.manifest import RunRecord
-from wsi_stain.write.annotations import FlaggedTile
+from wsi_stain.write.annotations import TileRow
 from wsi_stain.write.validate import Validation
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Figure",
     "Section",
     "checks",
+    "clock",
     "figures",
     "provenance",
     "slide_figures",
@@ -89,7 +90,7 @@ class Evidence(NamedTuple):
     numbers: SlideNumbers
     doubts: Sequence[Doubt]
     n_cells: int
-    tiles: Sequence[FlaggedTile] | None
+    tiles: Sequence[TileRow] | None
 
 
 def figures(numbers: SlideNumbers, fields: Sequence[FieldNumbers], mpp: float) -> list[Figure]:
@@ -140,7 +141,9 @@ def slide_figures(numbers: Numbers) -> list[Figure]:
         Figure(
             "Labelling index",
             percent(numbers.labelling_percent),
-            "" if low is None else f"{percent(low)} to {percent(high)} over seeds",
+            ""
+            if low is None
+            else f"{percent(low)} to {percent(high)}, one sd of the seeds less or more",
             "Not counted, see below."
             if numbers.n_nuclei is None
             else f"{numbers.n_positive:,} of {numbers.n_nuclei:,} nuclei positive.",
@@ -224,11 +227,11 @@ def _soundness(found: Validation | None) -> Check:
     return Check("Pyramid sound", verdict, "; ".join(found.problems) or levels)
 
 
-def _tile_check(tiles: Sequence[FlaggedTile] | None) -> list[Check]:
+def _tile_check(tiles: Sequence[TileRow] | None) -> list[Check]:
     """Count the tiles that the run flagged, by reason; nothing where it scored none."""
     if tiles is None:
         return []
-    counts = Counter(word for tile in tiles for word in tile.reason.split(";"))
+    counts = Counter(word for tile in tiles for word in tile.flags.split(";"))
     words = ", ".join(f"{word.replace('_', ' ')} {count}" for word, count in counts.most_common())
     seen = f"{len(tiles):,} flagged: {words}" if tiles else "none flagged"
     return [Check("Tiles, one by one", "look" if tiles else "ok", seen)]
@@ -244,8 +247,8 @@ def provenance(record: RunRecord, field_count: int) -> list[Section]:
         Section(
             "Run",
             (
-                ("Begun", record.begun_utc),
-                ("Finished", record.finished_utc or "not finished"),
+                ("Begun", clock(record.begun_utc)),
+                ("Finished", clock(record.finished_utc) or "not finished"),
                 ("Seed", str(record.seed)),
                 ("Devices", ", ".join(record.devices) or "not recorded"),
                 ("Metrics", f"version {METRIC_VERSION}, {field_count} fields"),
@@ -311,6 +314,11 @@ def _changed(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if value != defaults.get(name):
             shown = PurePath(PureWindowsPath(value).name).name if name == "bundle" else value
             yield name, str(shown)
+
+
+def clock(utc: str | None) -> str:
+    """Word an ISO time of ours: "2026-01-02 03:04 UTC"; nothing where there is none."""
+    return f"{utc[:16].replace('T', ' ')} UTC" if utc else ""
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -22,6 +22,7 @@ from wsi_stain.evaluate.metrics_stain import POSITIVE_OD
 from wsi_stain.write.levels import halve
 
 __all__ = [
+    "SPREAD_FULL_OD",
     "TILE_PX",
     "level_count",
     "outline_paths",
@@ -39,8 +40,8 @@ TILE_PX = 512
 QUALITY = 86
 OVERLAY_MAX_PX = 2_000_000
 OVERLAY_RGB = (0, 200, 83)  # neither in H&E nor in H-DAB
-SPREAD_RGB = (106, 27, 255)
-SPREAD_FULL_OD = 0.15  # sd of DAB OD that is drawn opaque: as much as makes a pixel positive
+SPREAD_RGB = (255, 221, 0)  # purple, pink, blue and brown are the stains themselves
+SPREAD_FULL_OD = 0.1  # sd of DAB OD that is drawn opaque
 BAND_PX = 512
 OUTLINE_MAX_POINTS = 20_000
 
@@ -121,7 +122,7 @@ def positive_overlay(ihc: Rgb8, white: ArrayLike) -> tuple[Rgb8, int]:
 
 
 def spread_overlay(uncertainty: Uncertainty) -> tuple[Rgb8, float]:
-    """Draw where noise seeds disagree; opacity is the sd of DAB OD, 0.15 and more opaque.
+    """Draw where noise seeds disagree; opacity is the sd of DAB OD, 0.1 and more opaque.
 
     Returns
     -------

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from wsi_stain.evaluate.report_numbers import Doubt
 from wsi_stain.geometry import Region
-from wsi_stain.write.annotations import FlaggedTile
+from wsi_stain.write.annotations import TileRow, titled
 from wsi_stain.write.overview import HeRecord
 
 __all__ = ["MOST_PLACES", "Place", "places"]
@@ -38,7 +38,7 @@ class Place(NamedTuple):
     scores: str
 
 
-def places(doubts: Sequence[Doubt], tiles: Sequence[FlaggedTile], he: HeRecord) -> list[Place]:
+def places(doubts: Sequence[Doubt], tiles: Sequence[TileRow], he: HeRecord) -> list[Place]:
     """List what to look at: tiles that the run flagged, then places that the report found.
 
     Parameters
@@ -54,13 +54,9 @@ def places(doubts: Sequence[Doubt], tiles: Sequence[FlaggedTile], he: HeRecord) 
     flagged = [
         Place(
             f"Tile {tile.name}",
-            tile.reason.replace(";", ", ").replace("_", " "),
+            tile.flags.replace(";", ", ").replace("_", " "),
             tile.box.intersect(frame),
-            ", ".join(
-                f"{name.replace('_', ' ')} {value:.3g}"
-                for name, value in tile.scores.items()
-                if name not in ("x_um", "y_um")
-            ),
+            ", ".join(f"{name} {value:.2g}" for name, value in titled(tile.scores).items()),
         )
         for tile in tiles
     ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -67,8 +68,10 @@ def _check_limits(plan: SlidePlan, files: RunFiles, config: RunConfig) -> None:
 
 
 def _free_bytes(path: Path) -> int:
+    """Measure the free space; a file system without any size says none, and writing will tell."""
     there = next(folder for folder in path.absolute().parents if folder.exists())
-    return shutil.disk_usage(there).free
+    usage = shutil.disk_usage(there)
+    return usage.free if usage.total else sys.maxsize
 
 
 def begin(

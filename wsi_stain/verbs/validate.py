@@ -27,10 +27,15 @@ def validate(pyramid: Path, as_json: bool) -> None:
     from wsi_stain.write.validate import validate as check
 
     found = check(pyramid)
-    facts = {"file": str(pyramid), "ok": found.ok, "problems": list(found.problems), **found.facts}
-    show_facts(facts, as_json)
+    seen = {name: value for name, value in found.facts.items() if name != "path"}
+    facts = {"file": str(pyramid), "ok": found.ok, "problems": list(found.problems), **seen}
+    if as_json or found.ok:
+        show_facts(facts, as_json)
     if not found.ok:
+        # Levels are among the facts of whatever could be opened as a pyramid.
+        remedy = "Run wsi-stain translate again with --overwrite."
+        other = "Give a pyramid: an .ome.tiff file or an .ome.zarr folder."
         raise OutputError(
             f"{pyramid} is not sound: {'; '.join(found.problems)}.",
-            hint="Run wsi-stain translate again with --overwrite.",
+            hint=remedy if "levels" in seen else other,
         )

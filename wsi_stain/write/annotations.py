@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -39,19 +40,30 @@ from wsi_stain.write.overview import choose_reduction
 from wsi_stain.write.qupath import write_qupath_script
 
 __all__ = [
-    "FlaggedTile",
+    "TileRow",
     "annotate_run",
     "flagged_features",
     "grid_features",
     "missing_features",
     "positive_features",
     "read_flagged",
+    "read_tiles",
     "tissue_features",
+    "titled",
 ]
 
 POSITIVE_UM = 1.0  # pixels on which positive regions are outlined, at least
 SMALLEST_POSITIVE_UM2 = 12.0
-PLACE = ("tile", "x_px_out", "y_px_out", "size_px")
+MOST_POSITIVE = 50_000  # regions, the largest: some 15 MB that QuPath reads in seconds
+PLACE = ("tile", "x_px_out", "y_px_out", "size_px", "x_um", "y_um")
+# Scores of a tile as QuPath's tables name them; others keep their own names.
+SCORE_NAMES = {
+    "structure": "Structure kept",
+    "sobel_ssim": "Sobel-SSIM",
+    "white_error": "White error",
+    "dab_p90": "Strongest DAB OD",
+    "dab_sd": "DAB OD sd over seeds",
+}
 LN_10 = 2.302585092994046
 
 
@@ -84,12 +96,13 @@ def annotate_run(
         Not writable.
     """
     scale = grid.scale
+    rows = read_tiles(files.tile_scores)
     with SlideSource.open(files.output, mpp=scale.mpp_out) as picture:
         features = itertools.chain(
             tissue_features(mask, scale.size_out, scale.factor, scale.mpp_out),
             positive_features(picture, spec.color.white),
-            grid_features(grid),
-            flagged_features(files.tile_scores, scale.size_out),
+            grid_features(grid, rows),
+            flagged_features(rows, scale.size_out, scale.mpp_out),
             missing_features(missing, scale),
         )
         write_geojson(files.geojson, features)
@@ -129,7 +142,8 @@ def positive_features(
 
     Notes
     -----
-    Memory bound: a picture of 16 megapixels and its mask.
+    Memory bound: a picture of 16 megapixels and its mask. Of more than 50,000 regions the smallest
+    are left out.
     """
     step = max(choose_reduction(source.size_l0), round(POSITIVE_UM / source.mpp_l0))
     small = source.thumbnail(source.mpp_l0 * step)
@@ -141,19 +155,29 @@ def positive_features(
         ]
     )
     side_um = source.mpp_l0 * step
-    least_px = max(1, round(SMALLEST_POSITIVE_UM2 / side_um**2))
+    least_px = _least_px(brown, max(1, round(SMALLEST_POSITIVE_UM2 / side_um**2)))
     yield from mask_features(
         brown, step, source.size_l0, POSITIVE, mpp=source.mpp_l0, least_px=least_px
     )
 
 
-def grid_features(grid: TileGrid) -> Iterator[Feature]:
-    """Show the tiles of a run, each with its share of tissue."""
+def _least_px(mask: npt.NDArray[np.bool_], least_px: int) -> int:
+    """Raise the area of the smallest region until no more than `MOST_POSITIVE` are left."""
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    areas_px = np.sort(stats[1:, cv2.CC_STAT_AREA])[::-1]
+    if len(areas_px) <= MOST_POSITIVE:
+        return least_px
+    return max(least_px, int(areas_px[MOST_POSITIVE]) + 1)
+
+
+def grid_features(grid: TileGrid, rows: Iterable[TileRow] = ()) -> Iterator[Feature]:
+    """Show the tiles of a run: the share of tissue of each, and its scores where it has some."""
+    scores = {row.name: row.scores for row in rows}
     for index in range(grid.n_tiles):
-        row, column = (int(at) for at in grid.rc[index])
         numbers = {"Tissue fraction": round(float(grid.tissue[index]), 4)}
+        numbers |= titled(scores.get(str(index), {}))
         box = grid.region_out(index)
-        yield box_feature(box, grid.scale.size_out, TILE, f"Tile {row},{column}", numbers)
+        yield box_feature(box, grid.scale.size_out, TILE, f"Tile {index}", numbers)
 
 
 def missing_features(missing: Iterable[MissingTile], scale: Scale) -> Iterator[Feature]:
@@ -164,13 +188,13 @@ def missing_features(missing: Iterable[MissingTile], scale: Scale) -> Iterator[F
         yield box_feature(box, scale.size_out, MISSING, name, {})
 
 
-class FlaggedTile(NamedTuple):
-    """A tile that a person should look at.
+class TileRow(NamedTuple):
+    """A line of a run's `tiles.csv`.
 
     Attributes
     ----------
-    name, reason
-        Which tile, and why.
+    name, flags
+        Which tile, and why a person should look at it; empty: no need to.
     box
         Its place, px of the picture; may reach over the edge.
     scores
@@ -178,19 +202,23 @@ class FlaggedTile(NamedTuple):
     """
 
     name: str
-    reason: str
+    flags: str
     box: Region
     scores: dict[str, float]
 
 
-def flagged_features(table: Path, size: Size) -> Iterator[Feature]:
-    """Show the tiles that a run flagged, with their scores; for the rest see `read_flagged`."""
-    for tile in read_flagged(table):
-        yield box_feature(tile.box, size, FLAGGED, f"Tile {tile.name}: {tile.reason}", tile.scores)
+def flagged_features(rows: Iterable[TileRow], size: Size, mpp: float) -> Iterator[Feature]:
+    """Show the flagged tiles of some: why, where in um, scores."""
+    for row in rows:
+        if row.flags:
+            place = {"Left um": row.box.x_px * mpp, "Top um": row.box.y_px * mpp}
+            numbers = {name: round(um, 1) for name, um in place.items()} | titled(row.scores)
+            name = f"Tile {row.name}: {row.flags.replace(';', ', ')}"
+            yield box_feature(row.box, size, FLAGGED, name, numbers)
 
 
-def read_flagged(table: Path) -> list[FlaggedTile]:
-    """Read which tiles a run flagged; none where it wrote no table.
+def read_tiles(table: Path) -> list[TileRow]:
+    """Read what a run says of its tiles; nothing where it wrote no table.
 
     Parameters
     ----------
@@ -209,8 +237,7 @@ def read_flagged(table: Path) -> list[FlaggedTile]:
     with table.open(encoding="utf-8", newline="") as stream:
         for number, row in enumerate(csv.DictReader(stream), start=2):
             try:
-                if row["flags"]:
-                    found.append(_flagged(row))
+                found.append(_tile_row(row))
             except (KeyError, TypeError, ValueError) as error:
                 raise OutputError(
                     f"{table}, line {number}, cannot be read: {error!r}.",
@@ -219,10 +246,20 @@ def read_flagged(table: Path) -> list[FlaggedTile]:
     return found
 
 
-def _flagged(row: dict[str, str]) -> FlaggedTile:
+def read_flagged(table: Path) -> list[TileRow]:
+    """Read which tiles a run flagged, as `read_tiles` does."""
+    return [row for row in read_tiles(table) if row.flags]
+
+
+def _tile_row(row: dict[str, str]) -> TileRow:
     side_px = int(row["size_px"])
     box = Region(int(row["x_px_out"]), int(row["y_px_out"]), side_px, side_px)
     scores = {
         name: float(text) for name, text in row.items() if name not in (*PLACE, "flags") and text
     }
-    return FlaggedTile(row["tile"], row["flags"], box, scores)
+    return TileRow(row["tile"], row["flags"], box, scores)
+
+
+def titled(scores: Mapping[str, float]) -> dict[str, float]:
+    """Name scores for a person."""
+    return {SCORE_NAMES.get(name, name): value for name, value in scores.items()}

@@ -6,7 +6,11 @@ measured or flagged.
 QuPath's conventions (``qupath.lib.io.QuPathTypeAdapters``, 0.5 to 0.7): a FeatureCollection;
 ``properties`` hold `objectType` ("annotation", "detection" or "tile"), `name`, `classification`
 (name and RGB), `isLocked` and `measurements` (name to number). Coordinates are level-0 px of the
-picture, x to the right and y down; rings are closed and lie inside of the picture.
+picture, x to the right and y down; rings are closed and lie inside of the picture. QuPath reduces
+them to two decimals, and gives up the whole file at the first polygon that is not valid.
+
+Regions are no nuclei: QuPath counts each detection of class "Positive" as a positive cell, and
+would show a "Positive %" of 100 for every annotation. So the class of a region is another one.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import numpy.typing as npt
 from wsi_stain.errors import OutputError, WsiStainError
 from wsi_stain.files import PART_SUFFIX, replace_durably
 from wsi_stain.geometry import Region, Size
-from wsi_stain.write.rings import trace
+from wsi_stain.write.rings import ring_area, trace
 
 __all__ = [
     "FLAGGED",
@@ -42,11 +46,13 @@ __all__ = [
 ]
 
 Bools = npt.NDArray[np.bool_]
+Points = npt.NDArray[np.float64]
 Feature = dict[str, Any]
 ObjectType = Literal["annotation", "detection", "tile"]
 
 CIRCLE_POINTS = 96
 DIGITS = 2  # of coordinates, px
+LEAST_AREA_PX2 = 0.5
 
 
 class Look(NamedTuple):
@@ -66,7 +72,7 @@ class Look(NamedTuple):
 
 
 TISSUE = Look("annotation", "Tissue", (16, 110, 140))
-POSITIVE = Look("detection", "Positive", (200, 50, 50))  # QuPath's own name and color
+POSITIVE = Look("detection", "Positive region", (250, 62, 62))  # the color of QuPath's "Positive"
 FLAGGED = Look("annotation", "Flagged", (232, 89, 12))
 MISSING = Look("annotation", "Missing in the slide", (120, 120, 120))
 TILE = Look("tile", "", (0, 0, 0))
@@ -94,13 +100,12 @@ def mask_features(
         Smaller pieces are left out, mask px.
     """
     for number, polygon in enumerate(trace(mask, least_px), start=1):
-        rings = [
-            np.clip(ring * step, 0.0, (size.width_px, size.height_px))
-            for ring in (polygon.outer, *polygon.holes)
-        ]
+        outer, *holes = (_cut(ring * step, size) for ring in (polygon.outer, *polygon.holes))
+        if not _has_area(outer):
+            continue  # what lies over the edge was cut off
         # GeoJSON (RFC 7946) wants outer rings counterclockwise by its formula, y up; on a picture
         # with y down that is how these rings turn already.
-        coordinates = [np.round(ring, DIGITS).tolist() for ring in rings]
+        coordinates = [ring.tolist() for ring in (outer, *filter(_has_area, holes))]
         area_um2 = polygon.area_px * (step * mpp) ** 2
         yield _feature(
             coordinates, look, f"{look.class_name} {number}", {"Area um^2": round(area_um2, 1)}
@@ -173,6 +178,18 @@ def write_geojson(path: Path, features: Iterable[Feature]) -> int:
     finally:
         part.unlink(missing_ok=True)
     return count
+
+
+def _cut(ring: Points, size: Size) -> Points:
+    """Cut a ring at the edges of the picture, round it, and drop points that fell together."""
+    cut = np.round(np.clip(ring, 0.0, (size.width_px, size.height_px)), DIGITS)
+    moves = np.any(cut[1:] != cut[:-1], axis=1)
+    return np.concatenate([cut[:1], cut[1:][moves]])
+
+
+def _has_area(ring: Points) -> bool:
+    """Tell a ring from a line: cut at the edge, the last pixels of a mask may be flat."""
+    return abs(ring_area(ring)) >= LEAST_AREA_PX2
 
 
 def _feature(

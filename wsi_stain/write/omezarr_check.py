@@ -59,6 +59,8 @@ def validate_omezarr(path: Path, expected: Expected) -> Validation:
     """
     facts: dict[str, Any] = {"path": str(path)}
     problems: list[str] = []
+    if not (path / "zarr.json").is_file():
+        return Validation(False, ("the folder is no OME-Zarr: it has no zarr.json",), facts)
     try:
         problems.extend(_look(path, expected, facts))
     except DAMAGE as error:

@@ -145,5 +145,7 @@ def difference(left: Pixels, right: Pixels) -> float:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Word an error in one line."""
+    """Word an error in one line; without the path, which the caller names."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -8,7 +8,9 @@
  *
  * Virtual stain, research use only.
  */
+import javafx.animation.PauseTransition
 import javafx.application.Platform
+import javafx.util.Duration
 import qupath.fx.dialogs.Dialogs
 import qupath.fx.dialogs.FileChoosers
 import qupath.lib.color.ColorDeconvolutionStains
@@ -109,13 +111,19 @@ Platform.runLater {
     if (!manager.setGridSize(1, 2))
         return
     def viewers = manager.getAllViewers()
+    manager.setActiveViewer(viewers.get(0))
     viewers.get(0).setImageData(heData)
     viewers.get(1).setImageData(virtualData)
-    // Both show their whole field, which is the same; from here on they move together.
-    viewers.get(0).zoomToFit()
-    viewers.get(1).zoomToFit()
-    manager.setActiveViewer(viewers.get(0))
-    manager.setSynchronizeViewers(true)
+    // The window gives both their halves a moment later: only then is it known what fits.
+    def pause = new PauseTransition(Duration.millis(500))
+    pause.setOnFinished {
+        viewers.get(0).zoomToFit()
+        viewers.get(1).zoomToFit()
+        // Both show their whole field, which is the same, at the same scale in um, and move together.
+        manager.matchResolutions()
+        manager.setSynchronizeViewers(true)
+    }
+    pause.play()
 }
 println "${title}: ${virtualData.getHierarchy().nObjects()} objects" +
         (objectFile == null ? "; no ${base}.geojson lies beside the picture." : " from ${objectFile.getName()}.")

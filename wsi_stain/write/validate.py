@@ -83,6 +83,8 @@ def validate(path: Path, *, expected: Expected | None = None) -> Validation:
     try:
         with tifffile.TiffFile(path) as tiff:
             problems = _look(path, tiff, asked, facts)
+    except FileNotFoundError:
+        problems = ["there is no such file"]
     except DAMAGE as error:
         problems = [f"the file cannot be read as TIFF: {in_one_line(error)}"]
     return Validation(not problems, tuple(problems), facts)
