@@ -235,6 +235,27 @@ def test_worker_has_one_thread_and_no_device_when_on_cores(dask_executor: Execut
     assert found == {("1", "1", "1", "")}
 
 
+def test_numpy_has_one_thread_when_worker_is_one_of_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or "libscipy_openblas64_" not in maps.read_text():
+        pytest.skip("numpy's BLAS cannot be asked here")
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def task(number: int) -> int:
+        import ctypes  # noqa: PLC0415 - the task travels by value
+
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        blas = next(line.split()[-1] for line in lines if "libscipy_openblas64_" in line)
+        count: int = ctypes.CDLL(blas).scipy_openblas_get_num_threads64_()
+        return count
+
+    with start(workers=1) as executor:
+        assert [count for _, count in executor.run(task, [0])] == [1]
+
+
 def test_each_worker_sees_its_own_device_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

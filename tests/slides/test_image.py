@@ -255,6 +255,19 @@ def test_missing_tiles_are_background_when_slide_is_sparse(tmp_path: Path) -> No
     assert np.array_equal(found, expected)
 
 
+@pytest.mark.parametrize("level", [0, 1])
+def test_openslide_blocks_equal_one_read_when_region_is_wide(
+    synthetic_slide: Path, level: int
+) -> None:
+    backend = open_backend(synthetic_slide, 16)
+    assert isinstance(backend, OpenSlideBackend)
+    backend._direct = []
+    region = Region(3, 5, backend.facts.levels[level].size.width_px - 3, 200)
+    at_once = np.asarray(backend._read_rgba(level, region).convert("RGB"))
+    assert np.array_equal(backend._read_rgb(level, region), at_once)
+    backend.close()
+
+
 def test_read_tells_damage_when_a_tile_is_garbage(
     tmp_path: Path, write_slide: WriteSlide, he_pixels: Pixels
 ) -> None:

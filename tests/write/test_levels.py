@@ -73,6 +73,11 @@ def test_half_is_the_rounded_mean_when_sides_are_odd(shape: tuple[int, int], see
     assert (halve(pixels) == plain_half(pixels)).all()
 
 
+def test_half_is_the_rounded_mean_when_a_picture_is_large() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (211, 1501, 3), np.uint8)
+    assert (halve(pixels) == plain_half(pixels)).all()
+
+
 def test_half_rounds_up_when_the_sum_is_two_over() -> None:
     block = np.zeros((2, 2, 3), np.uint8)
     block[0, 0] = (1, 2, 3)

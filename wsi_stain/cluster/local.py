@@ -16,7 +16,7 @@ from typing import Any
 
 from wsi_stain.cluster.crew import GPU, Crew, gpu_places
 from wsi_stain.cluster.machine import available_cores
-from wsi_stain.cluster.quiet import dask_settings, quiet_logs, thread_environment
+from wsi_stain.cluster.quiet import PRE_SPAWN, dask_settings, quiet_logs, thread_environment
 from wsi_stain.config import ClusterConfig
 from wsi_stain.errors import DeviceError
 
@@ -51,7 +51,7 @@ def local_crew(config: ClusterConfig, devices: Sequence[str]) -> Iterator[Crew]:
     n_workers = config.workers or len(devices) or available_cores()
     with (
         tempfile.TemporaryDirectory(prefix="wsi-stain-") as folder,
-        dask.config.set(dask_settings(folder)),
+        dask.config.set(_settings(folder)),
         quiet_logs(),
     ):
         try:
@@ -69,6 +69,16 @@ def local_crew(config: ClusterConfig, devices: Sequence[str]) -> Iterator[Crew]:
         with cluster, Client(cluster) as client:
             places = gpu_places(bool(devices))
             yield Crew(client, n_workers + _readers(config, devices), config.wait_s, places)
+
+
+def _settings(folder: str) -> dict[str, Any]:
+    """Settle Dask's settings, and the threads of numpy's BLAS.
+
+    Dask imports numpy before it sets a worker's own environment: by then BLAS has counted the
+    cores, and after every product its idle threads would spin on those of the other workers.
+    """
+    settings = dask_settings(folder)
+    return settings | {PRE_SPAWN: thread_environment(1) | settings[PRE_SPAWN]}
 
 
 def _readers(config: ClusterConfig, devices: Sequence[str]) -> int:
@@ -109,7 +119,7 @@ def _worker_specs(
         "death_timeout": START_TIMEOUT_S,
         "silence_logs": logging.CRITICAL,
         "preload": [],
-        "config": dask_settings(folder),
+        "config": _settings(folder),
     }
 
     def worker(device: str, n_threads: int) -> dict[str, Any]:

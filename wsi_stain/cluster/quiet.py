@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["as_environment", "dask_settings", "quiet_logs", "thread_environment"]
+__all__ = ["PRE_SPAWN", "as_environment", "dask_settings", "quiet_logs", "thread_environment"]
+
+PRE_SPAWN = "distributed.nanny.pre-spawn-environ"
+"""The setting that holds the environment in which worker processes are started."""
 
 
 def dask_settings(folder: str) -> dict[str, Any]:
@@ -33,9 +36,11 @@ def dask_settings(folder: str) -> dict[str, Any]:
         "distributed.worker.daemon": True,
         # Dask tells malloc to give every freed block back at once; a net frees and takes the same
         # megabytes all the time, and clearing the pages anew took two fifths of the time.
-        "distributed.nanny.pre-spawn-environ": {
+        PRE_SPAWN: {
             "MALLOC_TRIM_THRESHOLD_": str(2**28),
             "MALLOC_MMAP_THRESHOLD_": str(2**23),  # above: whole shards, given back when freed
+            # A task runs in a thread, and a thread's own heap is given back whatever the above.
+            "MALLOC_ARENA_MAX": "1",
         },
         "distributed.admin.tick.limit": "10 minutes",
     }

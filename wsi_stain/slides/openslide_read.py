@@ -7,11 +7,12 @@ use. The label and macro pictures are never read: they may name a patient.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import openslide
 import tifffile
@@ -22,6 +23,7 @@ from wsi_stain.geometry import Region, Size
 from wsi_stain.slides.missing import UNDECODABLE, Cell, cells_of, tile_error
 from wsi_stain.slides.pixel_size import PixelSize, from_power, from_resolution
 from wsi_stain.slides.slide_facts import (
+    ONE_THREAD_PX,
     Backend,
     Level,
     Pixels,
@@ -39,6 +41,7 @@ LARGEST_SHIFT_PX = 0.01
 SHIFT_MARGIN_PX = 4
 BLOCK_PX = 512
 LARGEST_CELL_PX = 2**22
+_OPAQUE = 0xFF000000  # the alpha of RGBA as a little-endian number
 # Codecs that decode to the same pixels without OpenSlide: none, LZW, JPEG, deflate, Aperio RGB
 # JPEG 2000. Not 33003: its YCbCr needs OpenSlide's conversion.
 _DIRECT_CODECS = frozenset({1, 5, 7, 8, 32946, 33005})
@@ -104,9 +107,9 @@ class OpenSlideBackend:
             return self._direct[level].read(region)
         factor = self._slide.level_downsamples[level]
         shift = max(abs(round(at * factor) / factor - at) for at in (region.x_px, region.y_px))
-        if shift <= LARGEST_SHIFT_PX:
-            return np.asarray(self._read_rgb(level, region))
-        return self._read_unshifted(level, region)
+        if shift > LARGEST_SHIFT_PX:
+            return self._read_unshifted(level, region)
+        return self._read_rgb(level, region)
 
     def close(self) -> None:
         """Close the file."""
@@ -124,17 +127,33 @@ class OpenSlideBackend:
         left_px = region.x_px - round(wide.x_px * factor) / factor
         top_px = region.y_px - round(wide.y_px * factor) / factor
         box = (left_px, top_px, left_px + region.width_px, top_px + region.height_px)
-        return np.asarray(
-            self._read_rgb(level, wide).resize(region.size, Image.Resampling.LANCZOS, box=box)
-        )
+        pixels = Image.fromarray(self._read_rgb(level, wide))
+        return np.asarray(pixels.resize(region.size, Image.Resampling.LANCZOS, box=box))
 
-    def _read_rgb(self, level: int, region: Region) -> Image.Image:
+    def _read_rgb(self, level: int, region: Region) -> Pixels:
         cells = {cell for cell in self.left_out if cell.level == level}
         if not any(0 not in region.intersect(cell.region).size for cell in cells):
             try:
-                return self._on_background(self._read_rgba(level, region))
+                return self._read_blocks(level, region)
             except openslide.OpenSlideError:
                 self._reopen()  # after an error OpenSlide says no more; then find the tile
+        return self._read_cells(level, region, cells)
+
+    def _read_blocks(self, level: int, region: Region) -> Pixels:
+        """Read a region in blocks, whose buffers stay in the processor's cache.
+
+        Where a level's px are no whole px of level 0, a block would not begin where it should.
+        """
+        factor = self._slide.level_downsamples[level]
+        out = np.empty((region.height_px, region.width_px, 3), np.uint8)
+        for block in _columns(region, BLOCK_PX) if factor == round(factor) else [region]:
+            x_px = block.x_px - region.x_px
+            rgba = self._read_rgba(level, block)
+            self._lay(rgba, out[:, x_px : x_px + block.width_px])
+        return out
+
+    def _read_cells(self, level: int, region: Region, cells: set[Cell]) -> Pixels:
+        """Read a region tile by tile, without those that are left out."""
         picture = Image.new("RGBA", region.size)
         for cell in cells_of(level, region, self._tile_size(level)):
             part = region.intersect(cell.region)
@@ -146,19 +165,26 @@ class OpenSlideBackend:
                 self._reopen()
                 raise tile_error(self._path, cell, UNDECODABLE, _one_line(error)) from error
             picture.paste(pixels, (part.x_px - region.x_px, part.y_px - region.y_px))
-        return self._on_background(picture)
+        out = np.empty((region.height_px, region.width_px, 3), np.uint8)
+        self._lay(picture, out)
+        return out
 
     def _read_rgba(self, level: int, region: Region) -> Image.Image:
         factor = self._slide.level_downsamples[level]
         place_l0 = (round(region.x_px * factor), round(region.y_px * factor))
         return self._slide.read_region(place_l0, level, region.size)
 
-    def _on_background(self, rgba: Image.Image) -> Image.Image:
-        if rgba.getchannel("A").getextrema() == (255, 255):
-            return rgba.convert("RGB")
-        opaque = Image.new("RGBA", rgba.size, (*self.facts.background, 255))
-        opaque.alpha_composite(rgba)
-        return opaque.convert("RGB")
+    def _lay(self, rgba: Image.Image, out: Pixels) -> None:
+        """Put a picture, where it is not opaque laid on the background, into uint8 (h, w, 3)."""
+        pixels = np.asarray(rgba)
+        if np.bitwise_and.reduce(pixels.reshape(-1).view("<u4")) < _OPAQUE:
+            opaque = Image.new("RGBA", rgba.size, (*self.facts.background, 255))
+            opaque.alpha_composite(rgba)
+            pixels = np.asarray(opaque)
+        step_px = max(1, ONE_THREAD_PX // rgba.width)
+        for top_px in range(0, rgba.height, step_px):
+            rows = slice(top_px, top_px + step_px)
+            cv2.cvtColor(pixels[rows], cv2.COLOR_RGBA2RGB, dst=out[rows])
 
     def _tile_size(self, level: int) -> Size:
         """Tell how the file cuts a level; where it does not say, or cuts whole rows, blocks."""
@@ -333,6 +359,15 @@ def _grow(region: Region, margin_px: int) -> Region:
         region.width_px + 2 * margin_px,
         region.height_px + 2 * margin_px,
     )
+
+
+def _columns(region: Region, width_px: int) -> Iterator[Region]:
+    """Cut a region at multiples of a width, where the tiles of most files end, too."""
+    start_px = region.x_px
+    while start_px < region.right_px:
+        stop_px = min(region.right_px, (start_px // width_px + 1) * width_px)
+        yield Region(start_px, region.y_px, stop_px - start_px, region.height_px)
+        start_px = stop_px
 
 
 def _one_line(error: BaseException) -> str:

@@ -17,10 +17,20 @@ from wsi_stain.geometry import Region, Size
 from wsi_stain.slides.missing import Cell
 from wsi_stain.slides.pixel_size import PixelSize
 
-__all__ = ["Backend", "Level", "Pixels", "SlideFacts", "check_sizes", "true_downsample"]
+__all__ = [
+    "ONE_THREAD_PX",
+    "Backend",
+    "Level",
+    "Pixels",
+    "SlideFacts",
+    "check_sizes",
+    "true_downsample",
+]
 
 Pixels = npt.NDArray[np.uint8]
 LARGEST_SIDE_PX = 2**31 - 1
+# OpenCV splits larger results over threads of its own, which spin on the cores that ours need.
+ONE_THREAD_PX = 2**16
 
 
 class Level(NamedTuple):

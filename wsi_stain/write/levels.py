@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from wsi_stain.errors import OutputError
 from wsi_stain.geometry import Size
+from wsi_stain.slides.slide_facts import ONE_THREAD_PX
 
 __all__ = ["PyramidFeed", "halve"]
 
@@ -186,8 +187,13 @@ def halve(rows: Pixels) -> Pixels:
     if height_px % 2 or width_px % 2:
         pad = (0, height_px % 2, 0, width_px % 2)
         rows = np.asarray(cv2.copyMakeBorder(rows, *pad, cv2.BORDER_REPLICATE), np.uint8)
-    half = (rows.shape[1] // 2, rows.shape[0] // 2)
-    return np.asarray(cv2.resize(rows, half, interpolation=cv2.INTER_AREA), np.uint8)
+    half = np.empty((rows.shape[0] // 2, rows.shape[1] // 2, 3), np.uint8)
+    step_px = max(1, ONE_THREAD_PX // half.shape[1])
+    for top_px in range(0, len(half), step_px):
+        part = half[top_px : top_px + step_px]
+        source = rows[2 * top_px : 2 * (top_px + len(part))]
+        cv2.resize(source, part.shape[1::-1], dst=part, interpolation=cv2.INTER_AREA)
+    return half
 
 
 def _fill(part: Pixels, tile_px: int) -> Pixels:
