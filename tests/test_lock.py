@@ -188,3 +188,12 @@ def test_only_one_is_inside_when_processes_compete(tmp_path: Path) -> None:
         assert [one.returncode, two.returncode] == [0, 0]
     assert min(counts) > 0
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("pid", [0, -1, 2**31, 10**30])
+def test_lock_is_taken_when_its_number_can_be_of_no_process(tmp_path: Path, pid: int) -> None:
+    path = tmp_path / "lock"
+    here = socket.gethostname()
+    path.write_text(f'{{"host":"{here}","pid":{pid},"process_start":"x","since_utc":"y"}}')
+    with OutputLock(path):
+        assert msgspec.json.decode(path.read_bytes(), type=Holder).pid == os.getpid()

@@ -11,14 +11,14 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     Task,
     TaskID,
     TextColumn,
@@ -79,7 +79,40 @@ class _LeftColumn(TimeRemainingColumn):
         return Text() if task.finished else Text("ETA ") + super().render(task)
 
 
-class ProgressDisplay:
+class _Display:
+    """Bars on a terminal, plain lines elsewhere; used by `with`, while there is something to show.
+
+    Parameters
+    ----------
+    columns
+        What a bar has.
+    quiet
+        Show nothing but errors.
+    """
+
+    def __init__(self, *columns: ProgressColumn, quiet: bool) -> None:
+        console = Console(stderr=True)
+        self._quiet = quiet
+        self._live = console.is_terminal and not quiet
+        self._progress = Progress(*columns, console=console, disable=not self._live)
+        self._bars: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def _say(self, lines: Iterable[str]) -> None:
+        for line in () if self._quiet else lines:
+            if self._live:
+                self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            else:
+                print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+class ProgressDisplay(_Display):
     """Listens to events: one bar per stage on a terminal, plain lines elsewhere.
 
     Parameters
@@ -89,34 +122,17 @@ class ProgressDisplay:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
-        console = Console(stderr=True)
-        self._live = console.is_terminal and not quiet
-        self._progress = Progress(
+        super().__init__(
             TextColumn("{task.description:<18}"),
             BarColumn(bar_width=24),
             _CountColumn(),
             TextColumn("{task.fields[rate]:>13}"),
             TimeElapsedColumn(),
             _LeftColumn(),
-            console=console,
-            disable=not self._live,
+            quiet=quiet,
         )
-        self._bars: dict[str, TaskID] = {}
         self._began: dict[str, tuple[float, int]] = {}
         self._printed_s = 0.0
-
-    def __enter__(self) -> ProgressDisplay:
-        self._progress.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.__exit__(kind, error, trace)
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -172,15 +188,8 @@ class ProgressDisplay:
             left = f", {duration((event.total - event.done) / per_s)} left" if per_s else ""
             self._say([f"{name}: {event.done}/{event.total}, {self._rate(event)}{left}"])
 
-    def _say(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            if self._live:
-                self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
-            else:
-                print(line, file=sys.stderr, flush=True)  # noqa: T201
 
-
-class ArchiveDisplay:
+class ArchiveDisplay(_Display):
     """Listens to an archive: a bar for all slides, one for each slide in work; plain lines else.
 
     Parameters
@@ -192,38 +201,22 @@ class ArchiveDisplay:
     """
 
     def __init__(self, total: int, *, quiet: bool = False) -> None:
-        self._quiet, self._total, self._ended = quiet, total, 0
-        console = Console(stderr=True)
-        self._live = console.is_terminal and not quiet
-        self._progress = Progress(
+        super().__init__(
             TextColumn("{task.description:<42}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            console=console,
-            disable=not self._live,
+            quiet=quiet,
         )
-        self._bars: dict[str, TaskID] = {}
+        self._total, self._ended = total, 0
         self._all = self._progress.add_task("slides", total=total)
-
-    def __enter__(self) -> ArchiveDisplay:
-        self._progress.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.__exit__(kind, error, trace)
 
     def __call__(self, name: str, event: Event) -> None:
         """Show what happened to a slide."""
         if event.stage == "archive":
             self._of_slide(name, event)
         elif event.kind == "note":
-            self._say(f"{name}: {event.text}")
+            self._say([f"{name}: {event.text}"])
         elif self._live and name in self._bars:
             stage = STAGE_NAMES.get(event.stage, event.stage)
             self._progress.update(
@@ -241,15 +234,9 @@ class ArchiveDisplay:
         if event.kind == "finish":
             self._ended += 1
             self._progress.update(self._all, completed=self._ended)
-            self._say(f"[{self._ended}/{self._total}] {name}: {event.text}")
+            self._say([f"[{self._ended}/{self._total}] {name}: {event.text}"])
         elif event.text:
-            self._say(f"{name}: {event.text}")
-
-    def _say(self, line: str) -> None:
-        if self._live:
-            self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
-        elif not self._quiet:
-            print(line, file=sys.stderr, flush=True)  # noqa: T201
+            self._say([f"{name}: {event.text}"])
 
 
 def print_archive(

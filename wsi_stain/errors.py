@@ -21,7 +21,10 @@ __all__ = [
     "PlanError",
     "SlideError",
     "WsiStainError",
+    "in_one_line",
 ]
+
+QUOTED_CHARS = 200
 
 
 class WsiStainError(Exception):
@@ -112,3 +115,13 @@ class BatchError(WsiStainError, RuntimeError):
     """An archive run that ended with failed slides (exit code 9)."""
 
     exit_code = 9
+
+
+def in_one_line(error: BaseException) -> str:
+    """Quote an error of a library in one line, cut short; its class where it says nothing.
+
+    That of the system comes without its path, which the caller names.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())[:QUOTED_CHARS] or type(error).__name__

@@ -13,7 +13,6 @@ disk ends all at once: what the others make could not be kept.
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -208,24 +207,28 @@ class SerialExecutor(StepRunner):
 
     def run_steps(self, steps: Sequence[Step]) -> Iterator[Done]:
         """See `Executor.run_steps`; a shard takes all its steps before the next one begins."""
-        chains, failures = chains_of(steps), []
+        chains, failures = chains_of(steps), list[Failure]()
         for chain in chains:
             for step in chain.steps:
-                try:
-                    result = self._try(steps[step].task, chain.number)
-                except DiskFullError:
-                    raise
-                except Exception as error:  # whatever it is: the others go on, then it is named
-                    failures.append(Failure(chain.number, error))
+                result = self._try(steps[step].task, chain.number)
+                if isinstance(result, Failure):
+                    failures.append(result)
                     break
                 yield Done(steps[step].name, chain.number, result)
         raise_failures(failures, len(chains), self.attempts)
 
-    def _try(self, task: Task[T], number: int) -> T:
-        for _ in range(self.attempts - 1):
-            with contextlib.suppress(Exception):  # the last try raises what it raises
+    def _try(self, task: Task[T], number: int) -> T | Failure:
+        """Do a shard's step, up to `attempts` times."""
+        for attempt in range(1, self.attempts + 1):
+            try:
                 return task(number)
-        return task(number)
+            except DiskFullError:
+                raise
+            # As wide as a process: whatever ends a shard is the shard's, and named in the end.
+            except Exception as error:
+                if attempt == self.attempts:
+                    return Failure(number, error)
+        raise AssertionError("no attempt")
 
 
 def raise_failures(failures: list[Failure], total: int, attempts: int) -> None:

@@ -13,9 +13,11 @@ import hashlib
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from wsi_stain.errors import DiskFullError, OutputError
+from wsi_stain.errors import DiskFullError, OutputError, WsiStainError
 
 __all__ = [
     "OLD_SUFFIX",
@@ -25,11 +27,13 @@ __all__ = [
     "flush_to_disk",
     "flush_tree",
     "land_folder",
+    "refuse_existing",
     "remove_any",
     "replace_durably",
     "sha256_any",
     "sha256_file",
     "size_bytes",
+    "writing",
 ]
 
 PART_SUFFIX = ".part"
@@ -56,18 +60,32 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         The folder is missing or read-only, or the disk is full; the old file is untouched.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{PART_SUFFIX}")
-    try:
+    with writing(path):
+        # O_EXCL: the name is ours alone, so no other writer can change what we replace with.
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
         try:
-            # O_EXCL: the name is ours alone, so no other writer can change what we replace with.
-            handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
             with os.fdopen(handle, "wb") as stream:
                 stream.write(data)
-        except BaseException:
+            replace_durably(part, path)
+        finally:
             part.unlink(missing_ok=True)
-            raise
-        replace_durably(part, path)
+
+
+@contextmanager
+def writing(path: Path, what: str = "") -> Iterator[None]:
+    """Give refusals of the file system in a block their words, as `cannot_write`.
+
+    Raises
+    ------
+    OutputError
+        In place of an `OSError`; errors of ours pass, though some are of that class, too.
+    """
+    try:
+        yield
+    except WsiStainError:
+        raise
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise cannot_write(path, error, what) from error
 
 
 def cannot_write(path: Path, error: OSError, what: str = "") -> OutputError:
@@ -99,13 +117,25 @@ def cannot_write(path: Path, error: OSError, what: str = "") -> OutputError:
     )
 
 
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Refuse to write where something lies, unless it may be replaced.
+
+    Raises
+    ------
+    OutputError
+        It exists.
+    """
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already.", hint="Use --overwrite to replace it.")
+
+
 def replace_durably(part: Path, path: Path) -> None:
     """Give a finished temporary file its final name, on the disk and not only in the cache.
 
     Parameters
     ----------
     part
-        Finished file, in the folder of `path`; gone afterwards, also on failure.
+        Finished file, in the folder of `path`; on failure it stays under this name.
     path
         Final name; replaced if it exists.
 
@@ -114,12 +144,8 @@ def replace_durably(part: Path, path: Path) -> None:
     OSError
         As the file system says.
     """
-    try:
-        flush_to_disk(part)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    flush_to_disk(part)
+    os.replace(part, path)
     flush_to_disk(path.parent)
 
 

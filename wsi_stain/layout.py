@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_stain.errors import OutputError
-from wsi_stain.files import OLD_SUFFIX, PART_SUFFIX, cannot_write, remove_any
+from wsi_stain.files import OLD_SUFFIX, PART_SUFFIX, remove_any, writing
 
 __all__ = ["RUN_SUFFIX", "Place", "RunFiles", "find_run", "is_output", "safe_name", "slug"]
 
@@ -164,10 +164,8 @@ class RunFiles:
             It cannot be renamed.
         """
         if self.output.exists():
-            try:
+            with writing(self.output):
                 self.output.replace(self.output.with_name(self.output.name + OLD_SUFFIX))
-            except OSError as error:
-                raise cannot_write(self.output, error) from error
 
     def sweep(self) -> None:
         """Remove what a killed run left half-written; only for the holder of the lock.

@@ -15,12 +15,12 @@ import os
 import socket
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
+from typing import Annotated
 
 import msgspec
 
 from wsi_stain.errors import LockedError, OutputError
-from wsi_stain.files import cannot_write
+from wsi_stain.files import writing
 
 __all__ = ["Holder", "OutputLock"]
 
@@ -45,7 +45,7 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     host: str
-    pid: int
+    pid: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]  # to ask the system for any other fails
     process_start: str
     since_utc: str
 
@@ -119,12 +119,7 @@ class OutputLock:
                     os.close(handle)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         handle, self._handle = self._handle, None
         if handle is None:
             return
@@ -159,12 +154,10 @@ class OutputLock:
             if not holder.is_here() or holder.is_alive():
                 raise self._held(holder, sure=False)
             self.note = f"Took over the lock of {holder}, which no longer runs."
-        try:
+        with writing(self.path):
             os.ftruncate(handle, 0)
             os.pwrite(handle, msgspec.json.encode(Holder.this_process()) + b"\n", 0)
             os.fsync(handle)
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
 
     def _held(self, holder: Holder | None, *, sure: bool) -> LockedError:
         if holder is None:

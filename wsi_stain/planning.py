@@ -6,7 +6,9 @@ In: a slide's path, settings. Out: a `SlidePlan`. Not here: any work on pixels b
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from wsi_stain.slides.image import SlideSource
 from wsi_stain.slides.mask import TissueMask, find_tissue
 from wsi_stain.slides.plan import TileGrid, plan_tiles
 from wsi_stain.slides.projection import PlanProjection, Speeds, project
+from wsi_stain.stain.white import WhitePoint, estimate_white
 
 __all__ = [
     "SlidePlan",
@@ -85,6 +88,11 @@ class SlidePlan:
     projection: PlanProjection
     seeds: int = 1
 
+    @cached_property
+    def glass(self) -> WhitePoint:
+        """The slide's white, measured on the thumbnail; once, for all who ask."""
+        return estimate_white(self.thumbnail_rgb, self.source.background)
+
     def facts(self) -> dict[str, Any]:
         """What a person wants to know before the work begins."""
         facts = plan_facts(self.source, self.spec, self.grid, self.projection)
@@ -136,11 +144,11 @@ def plan_by_spec(path: Path, spec: BundleSpec, config: RunConfig) -> SlidePlan:
     source = SlideSource.open(
         path, mpp=slide.mpp, cache_mb=slide.cache_mb, allow_missing=slide.allow_missing
     )
-    try:
-        return _plan(source, spec, config)
-    except BaseException:
-        source.close()
-        raise
+    with ExitStack() as on_error:
+        on_error.callback(source.close)
+        plan = _plan(source, spec, config)
+        on_error.pop_all()
+    return plan
 
 
 def _plan(source: SlideSource, spec: BundleSpec, config: RunConfig) -> SlidePlan:

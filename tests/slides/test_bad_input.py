@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import tifffile
 
@@ -13,6 +15,8 @@ from wsi_stain.errors import SlideError
 from wsi_stain.geometry import Size
 from wsi_stain.slides.image import SlideSource
 from wsi_stain.slides.slide_facts import check_sizes
+
+Pixels = npt.NDArray[np.uint8]
 
 
 def _refusal(path: Path) -> str:
@@ -71,7 +75,7 @@ def test_open_refuses_when_slide_is_truncated(
     _refusal(path)
 
 
-@pytest.mark.parametrize("kept", [0.1, 0.6])
+@pytest.mark.parametrize("kept", [0.1, 0.6, 0.7, 0.9])
 def test_open_refuses_when_real_svs_is_truncated(
     tmp_path: Path, shared_data: Path, kept: float
 ) -> None:
@@ -79,6 +83,17 @@ def test_open_refuses_when_real_svs_is_truncated(
     path = tmp_path / "cut.svs"
     path.write_bytes(data[: int(len(data) * kept)])
     _refusal(path)
+
+
+def test_open_refuses_when_only_later_pictures_were_cut_off(
+    tmp_path: Path, he_pixels: Pixels, write_slide: Callable[..., Path]
+) -> None:
+    # OpenSlide takes the levels that are left for the whole slide.
+    path = write_slide(tmp_path / "s.svs", he_pixels, 0.5, levels=3, kind="aperio", codec="jpeg")
+    with tifffile.TiffFile(path) as tiff:
+        last = tiff.pages[-1].offset
+    os.truncate(path, last - 10)
+    assert "is truncated" in _refusal(path)
 
 
 @pytest.mark.parametrize("head", [b"II*\0", b"II+\0", b"MM\0*"])

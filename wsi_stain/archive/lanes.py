@@ -168,10 +168,9 @@ class Lanes:
                 try:
                     for thread in threads:
                         thread.result()
-                except BaseException:
+                finally:  # after an interrupt others are still at work
                     self._stopping.set()
                     self._queue.end()
-                    raise
         finally:
             slots.shutdown()
             self._remove_scratch()
@@ -195,6 +194,7 @@ class Lanes:
         except StoppedError:
             self._ledger.enter(turn.job, state="pending")
             self._tell(turn.job, Event("archive", "note"))
+        # As wide as a process: a slide that fails, by a bug too, must not end the archive.
         except Exception as error:
             self._failed(turn, error, log)
 

@@ -86,7 +86,7 @@ def tile_error(path: Path | str, cell: Cell, reason: str, said: str = "") -> Til
     said
         In a library's words, which may quote paths and tags: goes no further than the terminal.
     """
-    details = f" ({' '.join(said.split())[:200].rstrip('.')})" if said else ""
+    details = f" ({said.rstrip('.')})" if said else ""
     error = TileError(
         f"Slide {path} is damaged: level {cell.level}, tile in row {cell.row} and column "
         f"{cell.column}, at {cell.region.x_px}, {cell.region.y_px} px: {reason}{details}.",

@@ -18,7 +18,7 @@ import openslide
 import tifffile
 from PIL import Image, ImageCms
 
-from wsi_stain.errors import SlideError
+from wsi_stain.errors import SlideError, in_one_line
 from wsi_stain.geometry import Region, Size
 from wsi_stain.slides.missing import UNDECODABLE, Cell, cells_of, tile_error
 from wsi_stain.slides.pixel_size import PixelSize, from_power, from_resolution
@@ -31,7 +31,14 @@ from wsi_stain.slides.slide_facts import (
     check_sizes,
     true_downsample,
 )
-from wsi_stain.slides.tiff_read import DAMAGE, TiffBackend, TiffPageReader, is_tiff
+from wsi_stain.slides.tiff_read import (
+    DAMAGE,
+    TiffBackend,
+    TiffPageReader,
+    check_directories,
+    damaged,
+    is_tiff,
+)
 from wsi_stain.slides.zarr_read import ZarrBackend
 
 __all__ = ["OpenSlideBackend", "open_backend"]
@@ -97,8 +104,10 @@ class OpenSlideBackend:
                 on_error.callback(self.close)
                 try:
                     self._open_direct(sizes, cache_mb)
+                except SlideError:
+                    raise
                 except DAMAGE as error:
-                    raise _damaged(path, error) from error
+                    raise damaged(path, error) from error
                 on_error.pop_all()
 
     def read(self, level: int, region: Region) -> Pixels:
@@ -163,7 +172,7 @@ class OpenSlideBackend:
                 pixels = self._read_rgba(level, part)
             except openslide.OpenSlideError as error:
                 self._reopen()
-                raise tile_error(self._path, cell, UNDECODABLE, _one_line(error)) from error
+                raise tile_error(self._path, cell, UNDECODABLE, in_one_line(error)) from error
             picture.paste(pixels, (part.x_px - region.x_px, part.y_px - region.y_px))
         out = np.empty((region.height_px, region.width_px, 3), np.uint8)
         self._lay(picture, out)
@@ -261,17 +270,14 @@ def _tiff_kind(path: Path) -> str:
         return ""
     try:
         with tifffile.TiffFile(path) as file:
+            check_directories(path, file)
             if file.is_ome:
                 return "ome"
             return "vendor" if any(getattr(file, flag) for flag in _VENDOR_ONLY) else "plain"
+    except SlideError:
+        raise
     except DAMAGE as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> SlideError:
-    if isinstance(error, SlideError):
-        return error
-    return SlideError(f"Slide {path} is a damaged TIFF: {_one_line(error)}.", hint="Copy it again.")
+        raise damaged(path, error) from error
 
 
 def _lacks_format(error: openslide.OpenSlideError) -> bool:
@@ -287,7 +293,7 @@ def _refused(path: Path, error: Exception, tiff: str) -> SlideError:
             hint="Give an H&E slide: SVS, NDPI, MRXS, SCN, BIF, DICOM, OME-TIFF or tiled TIFF.",
         )
     return SlideError(
-        f"Slide {path} is refused by {version}: {_one_line(error)}.",
+        f"Slide {path} is refused by {version}: {in_one_line(error)}.",
         hint="" if tiff else "Convert it to OME-TIFF, for example with bfconvert.",
     )
 
@@ -368,7 +374,3 @@ def _columns(region: Region, width_px: int) -> Iterator[Region]:
         stop_px = min(region.right_px, (start_px // width_px + 1) * width_px)
         yield Region(start_px, region.y_px, stop_px - start_px, region.height_px)
         start_px = stop_px
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

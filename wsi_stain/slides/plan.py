@@ -7,8 +7,8 @@ defaults. All regions are in the out frame (px of the virtual slide).
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsi_stain.errors import NoTissueError, PlanError
+from wsi_stain.files import atomic_write_bytes
 from wsi_stain.geometry import Region, Scale, Size
 from wsi_stain.slides.mask import TissueMask
 
@@ -117,14 +118,11 @@ class TileGrid:
         table = np.empty((self.n_tiles, 3), np.int32)
         table[:, :2] = self.rc
         table[:, 2] = self.tissue.view(np.int32)
-        part = path.with_suffix(".npy.part")
-        with part.open("wb") as file:
-            np.save(file, table)
-        part.replace(path.with_suffix(".npy"))
+        array = io.BytesIO()
+        np.save(array, table)
+        atomic_write_bytes(path.with_suffix(".npy"), array.getvalue())
         text = json.dumps({**self._header(), "digest": self.digest}, indent=1)
-        part = path.with_suffix(".json.part")
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        atomic_write_bytes(path, text.encode())
 
     @classmethod
     def load(cls, path: Path) -> TileGrid:

@@ -13,7 +13,6 @@ The only door to zarr. Layout of a store:
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +22,7 @@ import numpy as np
 import zarr
 
 from wsi_stain.errors import OutputError, PlanError
-from wsi_stain.files import cannot_write, flush_to_disk, replace_durably
+from wsi_stain.files import atomic_write_bytes, flush_to_disk, flush_tree, writing
 from wsi_stain.slides.plan import TileGrid
 from wsi_stain.slides.slide_facts import Pixels
 
@@ -35,7 +34,7 @@ CHANNELS = {"he": 3, "ihc": 3, "sd": 1}
 # What zarr makes of metadata that are not there, cut or changed.
 _DAMAGE = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 _OWN_NAMES = frozenset({*ARRAYS, "done", "grid.json", "grid.npy"})
-_LEFT_OVERS = ("*.partial", "*.part")
+_LEFT_OVERS = ("*.partial", "*.part")  # of zarr, and ours
 
 
 class _Marker(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -78,12 +77,8 @@ class PatchStore:
         OutputError
             The folder holds something else, or cannot be written.
         """
-        try:
+        with writing(path, f"Store {path}"):
             _prepare(path, grid)
-        except OSError as error:
-            if isinstance(error, OutputError):
-                raise
-            raise cannot_write(path, error, f"Store {path}") from error
         return cls(path)
 
     @classmethod
@@ -127,7 +122,7 @@ class PatchStore:
                 f"Store {self.path}: shard {shard} of {name} takes uint8 {expected}, "
                 f"not {tiles.dtype} {tiles.shape}."
             )
-        try:
+        with writing(self.path, f"Store {self.path}: shard {shard} of {name}"):
             self._marker(name, shard).unlink(missing_ok=True)
             # An old file goes first: zarr would read it to merge, and stumble if it is damaged.
             file = self._shard_file(name, shard)
@@ -137,11 +132,8 @@ class PatchStore:
             for folder in list(file.parents)[:5]:
                 flush_to_disk(folder)
             n_bytes = file.stat().st_size
-            marker = _Marker(key=key, bytes=n_bytes, sha256=_sha256(tiles), facts=facts)
-            _write_atomic(self._marker(name, shard), msgspec.json.encode(marker))
-        except OSError as error:
-            what = f"Store {self.path}: shard {shard} of {name}"
-            raise cannot_write(self.path, error, what) from error
+        marker = _Marker(key=key, bytes=n_bytes, sha256=_sha256(tiles), facts=facts)
+        atomic_write_bytes(self._marker(name, shard), msgspec.json.encode(marker))
 
     def read(self, name: ArrayName, shard: int) -> Pixels:
         """Read a shard, uint8 (n, t, t, 3 or 1); the last may be short.
@@ -256,6 +248,7 @@ def _prepare(path: Path, grid: TileGrid) -> None:
             left_over.unlink()
     if not header.exists():
         grid.save(header)
+        flush_tree(path)  # or a power cut could take the folders from under shards that are done
 
 
 def _holds_other_files(path: Path) -> bool:
@@ -312,9 +305,3 @@ def _fits(path: Path, grid: TileGrid, tile: tuple[int, int, int]) -> bool:
 
 def _sha256(tiles: Pixels) -> str:
     return hashlib.sha256(np.ascontiguousarray(tiles).data).hexdigest()
-
-
-def _write_atomic(path: Path, data: bytes) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    part.write_bytes(data)
-    replace_durably(part, path)

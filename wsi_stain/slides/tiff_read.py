@@ -24,19 +24,20 @@ from typing import cast
 import numpy as np
 import tifffile
 
-from wsi_stain.errors import SlideError
+from wsi_stain.errors import SlideError, in_one_line
 from wsi_stain.geometry import Region, Size
 from wsi_stain.slides.missing import UNDECODABLE, Cell, cells_of, tile_error
 from wsi_stain.slides.pixel_size import PixelSize, from_power, from_resolution
 from wsi_stain.slides.slide_facts import Level, Pixels, SlideFacts, true_downsample
 from wsi_stain.slides.streams import stream_fault
 
-__all__ = ["DAMAGE", "TiffBackend", "TiffPageReader", "is_tiff"]
+__all__ = ["DAMAGE", "TiffBackend", "TiffPageReader", "check_directories", "damaged", "is_tiff"]
 
 # What is wrong with a file becomes an error of ours; tifffile's own lines would come on top of it
 # and may quote tags. Whoever wants them sets up logging.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
+CLASSIC = 42  # and 43 is BigTIFF
 LARGEST_SEGMENT_BYTES = 256 * 2**20
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NOT_SLIDES = frozenset({"label", "macro", "thumbnail", "overview", "map"})
@@ -137,7 +138,7 @@ class TiffPageReader:
         try:
             segment, _, _ = page.decode(data, index, **options)
         except DAMAGE as error:
-            raise tile_error(name, cell, UNDECODABLE, _one_line(error)) from error
+            raise tile_error(name, cell, UNDECODABLE, in_one_line(error)) from error
         if segment is None:
             raise tile_error(name, cell, "it is empty")
         return cast(Pixels, segment[0])
@@ -184,13 +185,15 @@ class TiffBackend:
         try:
             self._file = tifffile.TiffFile(path)
         except DAMAGE as error:
-            raise _unreadable(path, error) from error
+            raise damaged(path, error) from error
         with ExitStack() as on_error:
             on_error.callback(self._file.close)
             try:
                 self._read_structure(path, cache_mb)
+            except SlideError:
+                raise
             except DAMAGE as error:
-                raise _unreadable(path, error) from error
+                raise damaged(path, error) from error
             on_error.pop_all()
 
     def _read_structure(self, path: Path, cache_mb: int) -> None:
@@ -216,12 +219,41 @@ class TiffBackend:
         self._file.close()
 
 
-def _unreadable(path: Path, error: Exception) -> SlideError:
-    if isinstance(error, SlideError):
-        return error
-    return SlideError(
-        f"Slide {path} is not a readable TIFF: {_one_line(error)}.", hint="Copy it again."
-    )
+def check_directories(path: Path, file: tifffile.TiffFile) -> None:
+    """Refuse a file whose directories lead beyond its end: what came after was cut off.
+
+    Libraries take those that are left for the whole slide.
+
+    Raises
+    ------
+    SlideError
+        Cut off.
+    """
+    form, handle = file.tiff, file.filehandle
+
+    def number_at(place: int, code: str) -> int:
+        size_bytes = struct.calcsize(code)
+        if place + size_bytes > handle.size:
+            raise SlideError(
+                f"Slide {path} is truncated: it has {handle.size} bytes, and a directory of its "
+                f"pictures at {place}.",
+                hint="Copy it again.",
+            )
+        handle.seek(place)
+        return int(struct.unpack(code, handle.read(size_bytes))[0])
+
+    seen: set[int] = set()
+    place = number_at(4 if form.version == CLASSIC else 8, form.offsetformat)
+    while place and place not in seen:
+        seen.add(place)
+        n_tags = number_at(place, form.tagnoformat)
+        place = number_at(place + form.tagnosize + n_tags * form.tagsize, form.offsetformat)
+
+
+def damaged(path: Path, error: Exception) -> SlideError:
+    """Word what tifffile says of a file that it cannot read."""
+    said = in_one_line(error).rstrip(".")
+    return SlideError(f"Slide {path} is a damaged TIFF: {said}.", hint="Copy it again.")
 
 
 def _facts(file: tifffile.TiffFile, pages: list[tifffile.TiffPage]) -> SlideFacts:
@@ -244,10 +276,6 @@ def _facts(file: tifffile.TiffFile, pages: list[tifffile.TiffPage]) -> SlideFact
 def _slices(part: Region, frame: Region) -> tuple[slice, slice]:
     x_px, y_px = part.x_px - frame.x_px, part.y_px - frame.y_px
     return slice(y_px, y_px + part.height_px), slice(x_px, x_px + part.width_px)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _largest_series(path: Path, file: tifffile.TiffFile) -> tifffile.TiffPageSeries:

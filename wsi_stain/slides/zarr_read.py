@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from wsi_stain.errors import SlideError
+from wsi_stain.errors import SlideError, in_one_line
 from wsi_stain.geometry import Region, Size
 from wsi_stain.slides.missing import UNDECODABLE, Cell, cells_of, tile_error
 from wsi_stain.slides.pixel_size import PixelSize
@@ -47,7 +47,7 @@ class ZarrBackend:
             raise
         except DAMAGE as error:
             raise SlideError(
-                f"Slide {path} is no readable OME-Zarr 0.5: {' '.join(str(error).split())}.",
+                f"Slide {path} is no readable OME-Zarr 0.5: {in_one_line(error)}.",
                 hint="Copy it again.",
             ) from error
 
@@ -69,7 +69,7 @@ class ZarrBackend:
                     self.facts.background if cell in self.left_out else self._planes(level, part)
                 )
             except DAMAGE as error:
-                raise tile_error(self._path, cell, UNDECODABLE, str(error)) from error
+                raise tile_error(self._path, cell, UNDECODABLE, in_one_line(error)) from error
         return out
 
     def _planes(self, level: int, region: Region) -> Pixels:

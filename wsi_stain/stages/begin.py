@@ -19,7 +19,7 @@ from wsi_stain.bundles import bundle_digest, find_bundle
 from wsi_stain.config import ClusterConfig, RunConfig
 from wsi_stain.doctor import machine_bytes, package_versions
 from wsi_stain.errors import OutputError
-from wsi_stain.files import cannot_write
+from wsi_stain.files import refuse_existing, writing
 from wsi_stain.layout import Place, RunFiles
 from wsi_stain.manifest import Listener, RunManifest
 from wsi_stain.planning import SlidePlan, slide_facts
@@ -39,21 +39,19 @@ def prepare(plan: SlidePlan, out: Path | Place, config: RunConfig) -> RunFiles:
     files = RunFiles.of(out, plan.source.path, plan.spec.marker, config.write.format)
     if files.output.is_dir() and config.write.format == "ome-tiff":
         raise OutputError(f"{files.output} is a folder.", hint="Choose another one: --out DIR.")
-    _refuse_existing(plan, files, config)
+    _refuse_outputs(plan, files, config)
     _check_limits(plan, files, config)
     for folder in (files.folder, files.store.parent):
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
     return files
 
 
-def _refuse_existing(plan: SlidePlan, files: RunFiles, config: RunConfig) -> None:
+def _refuse_outputs(plan: SlidePlan, files: RunFiles, config: RunConfig) -> None:
+    overwrite = _may_replace(plan, files, config)
+    # A spread that belongs to another picture would be taken for this one's.
     for output in (files.output, files.uncertainty):
-        # A spread that belongs to another picture would be taken for this one's.
-        if output.exists() and not _may_replace(plan, files, config):
-            raise OutputError(f"{output} exists already.", hint="Use --overwrite to replace it.")
+        refuse_existing(output, overwrite=overwrite)
 
 
 def _check_limits(plan: SlidePlan, files: RunFiles, config: RunConfig) -> None:
@@ -83,7 +81,7 @@ def begin(
 ) -> Run:
     """Open the store and write the record before any work; the lock is held."""
     # Between the first look and the lock another run may have ended.
-    _refuse_existing(plan, files, config)
+    _refuse_outputs(plan, files, config)
     # What a killed run left under the output's name goes before the record that says whose it was:
     # a second kill must not find a file that nobody owns.
     if not config.write.overwrite and _may_replace(plan, files, config):

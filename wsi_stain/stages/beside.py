@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 
 import numpy as np
 
@@ -17,7 +16,6 @@ from wsi_stain.planning import SlidePlan
 from wsi_stain.slides.fill import read_tiles
 from wsi_stain.slides.image import SlideSource
 from wsi_stain.stages.run import Run
-from wsi_stain.stain.white import estimate_white
 from wsi_stain.translate.fit import ColorFit, fit_pictures
 from wsi_stain.write.overview import keep_he
 
@@ -29,8 +27,8 @@ FIT_TILES = 48
 class Beside:
     """Fits the color, then keeps the H&E pictures, in a thread beside the main one.
 
-    Used by `with`: begins on entering; on leaving waits for the pictures, or, after an error, for
-    what is in hand.
+    Used by `with`: begins on entering, and on leaving waits for what is in hand; `finish` waits for
+    all of it.
 
     Parameters
     ----------
@@ -52,19 +50,9 @@ class Beside:
         self._pictures: Future[None] = self._pool.submit(self._keep)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if error is None:
-                self._pictures.result()
-                self._run.missing.update(self._source.missing)
-        finally:
-            self._pool.shutdown(cancel_futures=True)
-            self._source.close()
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._source.close()
 
     def color(self) -> ColorFit:
         """Wait for the fit.
@@ -85,6 +73,7 @@ class Beside:
             The slide cannot be read at their resolution, or they cannot be written.
         """
         self._pictures.result()
+        self._run.missing.update(self._source.missing)
 
     def _fit(self) -> ColorFit:
         self._run.listener(Event("fit", "start"))
@@ -110,5 +99,4 @@ def fit_color(plan: SlidePlan, source: SlideSource, config: RunConfig) -> ColorF
     grid = plan.grid
     picks = np.unique(np.linspace(0, grid.n_tiles - 1, FIT_TILES).round().astype(int))
     he = np.concatenate([read_tiles(source, grid, range(i, i + 1)) for i in picks.tolist()])
-    glass = estimate_white(plan.thumbnail_rgb, plan.source.background)
-    return fit_pictures(he, glass, plan.spec, config.stain, config.sample)
+    return fit_pictures(he, plan.glass, plan.spec, config.stain, config.sample)

@@ -15,7 +15,6 @@ from wsi_stain.planning import SlidePlan
 from wsi_stain.slides.mask import TissueMask
 from wsi_stain.slides.missing import MissingTile, scaled
 from wsi_stain.stain.density import is_stained
-from wsi_stain.stain.white import estimate_white
 from wsi_stain.write.validate import Expected
 
 __all__ = ["expectation"]
@@ -31,8 +30,7 @@ def expectation(plan: SlidePlan, missing: Iterable[MissingTile] = ()) -> Expecte
     """
     grid = plan.grid
     size = grid.scale.size_out
-    white = estimate_white(plan.thumbnail_rgb, plan.source.background).rgb
-    stained = is_stained(plan.thumbnail_rgb, white)
+    stained = is_stained(plan.thumbnail_rgb, plan.glass.rgb)
     tissue = replace(plan.mask, pixels=plan.mask.pixels & stained)
     glass = replace(plan.mask, pixels=~(plan.mask.pixels | stained))
     boxes = [

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,15 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from wsi_stain.config import WriteConfig
-from wsi_stain.errors import OutputError, WsiStainError
+from wsi_stain.errors import OutputError
 from wsi_stain.files import (
     PART_SUFFIX,
-    cannot_write,
     flush_tree,
     land_folder,
+    refuse_existing,
     remove_any,
     size_bytes,
+    writing,
 )
 from wsi_stain.geometry import Size, pyramid_sizes
 from wsi_stain.write.levels import halve
@@ -81,22 +81,21 @@ def write_omezarr(
         `size`. Nothing is left behind. Errors of `bands` itself pass unchanged.
     """
     started_s = time.perf_counter()
-    _refuse_existing(path, spec)
+    _refuse_what_lies_there(path, spec)
     sizes = pyramid_sizes(size)
     part = path.with_name(path.name + PART_SUFFIX)
     try:
-        with _naming(part):
+        with writing(part):
             remove_any(part)  # what a killed run left
             sinks = _create(part, sizes, spec, describe_levels(name, sizes, mpp_out, description))
         _pour(bands, sinks[0], size, part)
-        with _naming(part):
+        with writing(part):
             flush_tree(part)
             n_bytes = size_bytes(part)
-            _refuse_existing(path, spec)
+            _refuse_what_lies_there(path, spec)
             land_folder(part, path)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)  # only where it got no name of its own
     n_tiles = sum(sink.n_tiles for sink in sinks)
     seconds = time.perf_counter() - started_s
     return PyramidFacts(path, tuple(sizes), mpp_out, n_tiles, n_bytes, seconds)
@@ -222,27 +221,15 @@ class _Sink:
     def _write(self) -> None:
         rows = np.concatenate(self._rows) if len(self._rows) > 1 else self._rows[0]
         self._rows, self._n_rows = [], 0
-        with _naming(self._part):
+        with writing(self._part):
             self._array[:, self._done_px : self._done_px + len(rows)] = rows.transpose(2, 0, 1)
         self._done_px += len(rows)
         if self._above is not None:
             self._above.push(halve(rows))
 
 
-@contextmanager
-def _naming(part: Path) -> Iterator[None]:
-    """Name the output in errors of the disk."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, WsiStainError):
-            raise
-        raise cannot_write(part, error) from error
-
-
-def _refuse_existing(path: Path, spec: WriteConfig) -> None:
-    if path.exists() and not spec.overwrite:
-        raise OutputError(f"{path} exists already.", hint="Use --overwrite to replace it.")
+def _refuse_what_lies_there(path: Path, spec: WriteConfig) -> None:
+    refuse_existing(path, overwrite=spec.overwrite)
     if path.is_dir() and not (path / "zarr.json").is_file() and any(path.iterdir()):
         raise OutputError(
             f"{path} is a folder of something else: it is not replaced.",

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from wsi_stain.errors import in_one_line
 from wsi_stain.geometry import Region, Size
 from wsi_stain.write import checks
 from wsi_stain.write.probes import (
@@ -26,7 +27,6 @@ from wsi_stain.write.probes import (
     Validation,
     check_content,
     check_levels_agree,
-    in_one_line,
     probes,
 )
 

@@ -26,7 +26,6 @@ __all__ = [
     "check_content",
     "check_levels_agree",
     "difference",
-    "in_one_line",
     "probes",
 ]
 
@@ -142,10 +141,3 @@ def difference(left: Pixels, right: Pixels) -> float:
     off = left.astype(np.float64) - right
     blocks = np.add.reduceat(np.add.reduceat(off, rows, axis=0), columns, axis=1)
     return float(np.abs(blocks).sum() / off.size)
-
-
-def in_one_line(error: BaseException) -> str:
-    """Word an error in one line; without the path, which the caller names."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -29,7 +29,7 @@ import tifffile
 
 from wsi_stain.config import WriteConfig
 from wsi_stain.errors import OutputError, WsiStainError
-from wsi_stain.files import cannot_write, flush_to_disk
+from wsi_stain.files import cannot_write, flush_to_disk, refuse_existing
 from wsi_stain.geometry import Size, pyramid_sizes
 from wsi_stain.write.levels import PyramidFeed
 from wsi_stain.write.omexml import build_ome_xml
@@ -107,7 +107,7 @@ def write_pyramid(
         up to `size`. Nothing is left behind. Errors of `bands` itself pass unchanged.
     """
     started_s = time.perf_counter()
-    _refuse_existing(path, spec)
+    refuse_existing(path, overwrite=spec.overwrite)
     levels = tuple(pyramid_sizes(size))
     xml = build_ome_xml(name, size, mpp_out, description)
     part = path.with_name(path.name + ".part")
@@ -119,15 +119,10 @@ def write_pyramid(
             file.flush()
             os.fsync(file.fileno())
         n_bytes = part.stat().st_size
-        _refuse_existing(path, spec)
+        refuse_existing(path, overwrite=spec.overwrite)
         part.replace(path)
         flush_to_disk(path.parent)
     return PyramidFacts(path, levels, mpp_out, n_tiles, n_bytes, time.perf_counter() - started_s)
-
-
-def _refuse_existing(path: Path, spec: WriteConfig) -> None:
-    if path.exists() and not spec.overwrite:
-        raise OutputError(f"{path} exists already.", hint="Use --overwrite to replace it.")
 
 
 class _Guarded:
@@ -147,17 +142,17 @@ class _Guarded:
 
 @contextmanager
 def _working_file(part: Path, source: _Guarded) -> Iterator[None]:
-    """Remove the unfinished file on any failure, and name it in errors of the disk."""
+    """Name the file in errors of the disk; remove it where it got no name of its own."""
     try:
         yield
-    except BaseException as error:
+    except OSError as error:
+        if isinstance(error, WsiStainError) or error is source.error:
+            raise
+        raise cannot_write(part, error) from error
+    finally:
         # The folder itself may be what failed; the first error is the one to tell.
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        ours = isinstance(error, OSError) and not isinstance(error, WsiStainError)
-        if ours and error is not source.error:
-            raise cannot_write(part, cast(OSError, error)) from error
-        raise
 
 
 def _write_levels(

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import openslide
 import tifffile
 
+from wsi_stain.errors import in_one_line
 from wsi_stain.geometry import Region, Size
 from wsi_stain.write import checks
 from wsi_stain.write.checks import FileView, LevelView
@@ -32,7 +33,6 @@ from wsi_stain.write.probes import (
     check_content,
     check_levels_agree,
     difference,
-    in_one_line,
     probes,
 )
 
