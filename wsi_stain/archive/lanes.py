@@ -38,6 +38,7 @@ from wsi_stain.archive.wording import next_command, told, without_folders
 from wsi_stain.config import ArchiveConfig, ClusterConfig, RunConfig
 from wsi_stain.dispatch import Executor, open_executor
 from wsi_stain.errors import DiskFullError, OutputError, WsiStainError
+from wsi_stain.evaluate.positive import positive_fraction
 from wsi_stain.evaluate.report import write_report
 from wsi_stain.layout import Place, RunFiles
 from wsi_stain.manifest import Event, Listener
@@ -211,9 +212,12 @@ class Lanes:
         self._tidy(job)
         if self._orders.config.report:
             notes += self._report(job, log)
+        positive, doubt = self._positive(self._files(job))
+        notes += doubt
         self._ledger.enter(
             job,
             state="done",
+            positive_fraction=positive,
             tiles=summary["tiles"],
             seconds=round(time.monotonic() - began_s, 1),
             flags=summary["flags"],
@@ -257,15 +261,27 @@ class Lanes:
             return [f"The report could not be written: {self._clean(told(error))}"]
         return []
 
+    def _positive(self, files: RunFiles) -> tuple[float | None, list[str]]:
+        """Measure a finished slide; where that fails it is done all the same, with a note."""
+        try:
+            return positive_fraction(files), []
+        except WsiStainError as error:
+            text = self._clean(told(error))
+            return None, [f"The positive area could not be measured: {text}"]
+
     def _skip(self, job: Job, files: RunFiles, past: Past) -> None:
-        record = past.record
+        record, doubt = past.record, list[str]()
+        positive = self._ledger.known(job).positive_fraction
+        if positive is None:
+            positive, doubt = self._positive(files)
         self._ledger.enter(
             job,
             files,
             state="skipped",
             tiles=record.tiles.get("tiles", 0),
+            positive_fraction=positive,
             flags=record.flags,
-            notes=[self._clean(note) for note in record.notes],
+            notes=[*(self._clean(note) for note in record.notes), *doubt],
             error="",
             next="",
         )
