@@ -1,6 +1,6 @@
 """Where the work runs: workers of this machine, Slurm jobs, or a scheduler that runs already.
 
-In: `ClusterConfig`. Out: a `Crew`. Not here: tasks, torch.
+In: `ClusterConfig`. Out: a `Crew`, and the way of tasks to it. Not here: what tasks do, torch.
 """
 
 from __future__ import annotations
@@ -12,22 +12,27 @@ from wsi_stain.cluster.address import address_crew
 from wsi_stain.cluster.crew import GPU, Crew, Places, workers_for
 from wsi_stain.cluster.local import local_crew
 from wsi_stain.cluster.machine import available_cores, visible_devices
+from wsi_stain.cluster.parcels import Parcels, open_parcels, run_shard
 from wsi_stain.cluster.slurm import slurm_crew
 from wsi_stain.config import ClusterConfig
 
 __all__ = [
     "GPU",
     "Crew",
+    "Parcels",
     "Places",
     "available_cores",
     "open_crew",
+    "open_parcels",
+    "run_shard",
     "visible_devices",
     "workers_for",
 ]
 
 
 def open_crew(
-    config: ClusterConfig, count_devices: Callable[[ClusterConfig], int]
+    config: ClusterConfig,
+    count_devices: Callable[[ClusterConfig], int],
 ) -> AbstractContextManager[Crew]:
     """Give a context manager that finds or starts workers, and lets go of them at the end.
 
