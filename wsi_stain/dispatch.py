@@ -47,6 +47,7 @@ from wsi_stain.executor import (
     chains_of,
     raise_failures,
 )
+from wsi_stain.manifest import Event, Listener, ignore
 
 if TYPE_CHECKING:
     from distributed import Future
@@ -233,8 +234,10 @@ class DaskExecutor(StepRunner):
         if self._client.status in ("closing", "closed"):
             raise _scheduler_lost()
         workers = self._client.scheduler_info(n_workers=-1)["workers"]
-        if workers_for(workers.values(), self._crew.places):
+        if able := workers_for(workers.values(), self._crew.places):
+            self._crew.waiting.end(able)
             return None
+        self._crew.waiting.tell(0)
         alone_since_s = alone_since_s or time.monotonic()
         if time.monotonic() - alone_since_s > self._crew.wait_s:
             what = "All workers" + (f" {self._crew.where}" if self._crew.where else "")
@@ -281,6 +284,7 @@ def _scheduler_lost() -> DeviceError:
 def open_executor(
     config: ClusterConfig,
     count_devices: Callable[[ClusterConfig], int],
+    listener: Listener = ignore,
 ) -> AbstractContextManager[Executor]:
     """Give a context manager that starts what `config` asks for, and stops it at the end.
 
@@ -291,23 +295,35 @@ def open_executor(
     count_devices
         Counts the CUDA devices the run may use; 0 means: work on the cores. Where workers are on
         other hosts it is asked there.
+    listener
+        Hears notes of the stage "workers": that they are waited for; where Dask's dashboard is,
+        which is also its fact "dashboard".
 
     Raises
     ------
+    ConfigError
+        On entering: a dashboard that cannot be.
     DeviceError
         On entering: workers cannot be started or reached, or have another version.
     """
     if config.executor == "serial":
         return contextlib.nullcontext(SerialExecutor(config.attempts))
-    return _dask(config, count_devices)
+    return _dask(config, count_devices, listener)
 
 
 @contextmanager
 def _dask(
     config: ClusterConfig,
     count_devices: Callable[[ClusterConfig], int],
+    listener: Listener,
 ) -> Iterator[Executor]:
-    with open_crew(config, count_devices) as crew:
+    def hear(text: str) -> None:
+        listener(Event("workers", "note", text=text))
+
+    with open_crew(config, count_devices, hear) as crew:
+        if crew.dashboard:
+            text, facts = f"Dask's dashboard: {crew.dashboard}", {"dashboard": crew.dashboard}
+            listener(Event("workers", "note", text=text, facts=facts))
         device = _ask_device(crew, config, count_devices) if crew.is_remote else None
         with open_parcels(crew.client, ours=not crew.is_remote) as parcels:
             yield DaskExecutor(crew, parcels, attempts=config.attempts, device=device)

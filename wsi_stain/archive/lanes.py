@@ -41,13 +41,13 @@ from wsi_stain.errors import DiskFullError, OutputError, WsiStainError
 from wsi_stain.evaluate.positive import positive_fraction
 from wsi_stain.evaluate.report import write_report
 from wsi_stain.layout import Place, RunFiles
-from wsi_stain.manifest import Event, Listener
+from wsi_stain.manifest import Event, Listener, ignore
 from wsi_stain.pipeline import translate_planned
 from wsi_stain.planning import plan_slide, some_tiles
 
 __all__ = ["ArchiveListener", "Lanes", "Orders", "Workers"]
 
-# Hears the name of a slide and what happened to it.
+# Hears the name of a slide and what happened to it; no name: something about the workers.
 ArchiveListener = Callable[[str, Event], None]
 STAGE_AHEAD = 1
 
@@ -91,8 +91,8 @@ class Workers:
     it began in.
     """
 
-    def __init__(self, cluster: ClusterConfig) -> None:
-        self._cluster = cluster
+    def __init__(self, cluster: ClusterConfig, listener: Listener = ignore) -> None:
+        self._cluster, self._listener = cluster, listener
         self._turn = threading.Lock()
         self._over = threading.Event()
         self._started: Future[Executor] = Future()
@@ -126,7 +126,7 @@ class Workers:
             return self._started.result()
 
     def _keep(self) -> None:
-        with open_executor(self._cluster, stages.cuda_devices) as executor:
+        with open_executor(self._cluster, stages.cuda_devices, self._listener) as executor:
             self._started.set_result(executor)
             self._over.wait()
 
@@ -176,6 +176,11 @@ class Lanes:
         finally:
             slots.shutdown()
             self._remove_scratch()
+
+    def hear_workers(self, event: Event) -> None:
+        """Pass on what is said about the workers, which belong to no slide."""
+        with self._telling:
+            self._listener("", event)
 
     def _slot(self, workers: Workers) -> None:
         while (turn := self._queue.take()) is not None:

@@ -14,6 +14,7 @@ from wsi_stain.cluster.local import local_crew
 from wsi_stain.cluster.machine import available_cores, visible_devices
 from wsi_stain.cluster.parcels import Parcels, open_parcels, run_shard
 from wsi_stain.cluster.slurm import slurm_crew
+from wsi_stain.cluster.waiting import Hear, silent
 from wsi_stain.config import ClusterConfig
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
 def open_crew(
     config: ClusterConfig,
     count_devices: Callable[[ClusterConfig], int],
+    hear: Hear = silent,
 ) -> AbstractContextManager[Crew]:
     """Give a context manager that finds or starts workers, and lets go of them at the end.
 
@@ -42,14 +44,18 @@ def open_crew(
         `executor` says where: "dask" is this machine, "slurm", "address".
     count_devices
         Counts the CUDA devices of the machine it runs on.
+    hear
+        Hears, now and then, that workers are waited for.
 
     Raises
     ------
+    ConfigError
+        On entering: a dashboard is asked for and cannot be, or should not.
     DeviceError
         On entering: no workers.
     """
     if config.executor == "slurm":
-        return slurm_crew(config)
+        return slurm_crew(config, hear)
     if config.executor == "address":
-        return address_crew(config)
+        return address_crew(config, hear)
     return local_crew(config, visible_devices(count_devices(config)))
