@@ -59,7 +59,16 @@ def check_dashboard(config: ClusterConfig) -> None:
 
 def page_settings(config: ClusterConfig) -> dict[str, Any]:
     """Settle which pages a scheduler of ours serves, beside `dask_settings`."""
-    return {"distributed.scheduler.http.routes": list(ROUTES)} if config.dashboard else {}
+    if not config.dashboard:
+        return {}
+    return {
+        "distributed.scheduler.http.routes": list(ROUTES),
+        # Dask lets pages of any origin in, so that any page in the browser could read along.
+        "distributed.scheduler.dashboard.bokeh-application.allow_websocket_origin": [
+            f"{LOOPBACK}:*",
+            "localhost:*",
+        ],
+    }
 
 
 def own_link(client: Client, config: ClusterConfig) -> str:

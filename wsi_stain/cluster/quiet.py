@@ -38,6 +38,12 @@ def dask_settings(folder: str) -> dict[str, Any]:
             "MALLOC_MMAP_THRESHOLD_": str(2**23),  # above: whole shards, given back when freed
         },
         "distributed.admin.tick.limit": "10 minutes",
+        # What a scheduler and its workers do even when nothing happens: sample their own threads
+        # 100 times a second, tick 50 times a second, look for copies of results to drop.
+        "distributed.worker.profile.enabled": False,
+        "distributed.admin.tick.interval": "500 ms",
+        "distributed.admin.system-monitor.interval": "5 s",
+        "distributed.scheduler.active-memory-manager.start": False,
     }
 
 
