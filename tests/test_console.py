@@ -6,7 +6,14 @@ import re
 
 import pytest
 
-from wsi_stain.console import ProgressDisplay, duration, megabytes, plan_rows, summary_rows
+from wsi_stain.console import (
+    ArchiveDisplay,
+    ProgressDisplay,
+    duration,
+    megabytes,
+    plan_rows,
+    summary_rows,
+)
 from wsi_stain.manifest import Event
 
 PLAN = {
@@ -135,3 +142,15 @@ def test_nothing_is_shown_when_quiet(
 ) -> None:
     drive(ProgressDisplay(quiet=True), monkeypatch)
     assert capsys.readouterr() == ("", "")
+
+
+def test_line_about_workers_stands_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "waiting for workers: 0 of 2, job 17 PENDING (Resources)"
+    event = Event("workers", "note", text=line, facts={"dashboard": "http://127.0.0.1:1/status"})
+    with ProgressDisplay() as display:
+        display(event)
+    with ArchiveDisplay(3) as archive:
+        archive("", event)
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [line, line]
+    assert printed.out == ""

@@ -33,7 +33,8 @@ class ArchiveSlide(msgspec.Struct, kw_only=True):
     notes: list[str] = []  # remarks for a person
     error: str = ""  # one line
     next: str = ""  # the command to type next
-    positive_fraction: float | None = None  # of tissue pixels, 0 to 1; None: not measured
+    # Of tissue pixels in the fields that the run kept, 0 to 1; None: not measured.
+    positive_fraction: float | None = None
 
 
 class ArchiveRecord(msgspec.Struct, kw_only=True, omit_defaults=False):

@@ -144,7 +144,7 @@ class ProgressDisplay(_Display):
             self._draw(event)
         else:
             self._write(event)
-        if event.facts:
+        if event.stage == "plan" and event.facts:
             self._say(_aligned(plan_rows(event.facts)))
 
     def _draw(self, event: Event) -> None:
@@ -178,7 +178,7 @@ class ProgressDisplay(_Display):
         name = STAGE_NAMES.get(event.stage, event.stage)
         now_s = time.monotonic()
         if event.kind == "note":
-            self._say([f"{name}: {event.text}"])
+            self._say([event.text if event.stage == "workers" else f"{name}: {event.text}"])
         elif event.kind == "finish":
             began_s, _ = self._began.get(event.stage, (now_s, 0))
             self._say([f"{name}: done in {now_s - began_s:.1f} s"])
@@ -216,7 +216,7 @@ class ArchiveDisplay(_Display):
         if event.stage == "archive":
             self._of_slide(name, event)
         elif event.kind == "note":
-            self._say([f"{name}: {event.text}"])
+            self._say([f"{name}: {event.text}" if name else event.text])
         elif self._live and name in self._bars:
             stage = STAGE_NAMES.get(event.stage, event.stage)
             self._progress.update(

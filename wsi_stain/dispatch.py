@@ -1,12 +1,15 @@
 """Run tasks over shard numbers: in this process, or on the workers of a Dask cluster.
 
 In: tasks, numbers, settings. Out: results as they come. Not here: what a shard is, torch, where
-workers come from (`cluster`), what all executors promise (`executor`).
+workers come from and how tasks get there (`cluster`), what all executors promise (`executor`).
 
-A task is sent to each worker once; after that only numbers travel, and results should be small
-(a task's real input and output are files). One worker is one process, on one CUDA device or one
-core. It does one shard of a step at a time, so two threads of a worker keep a device busy: one
-reads while the other translates.
+A worker unpacks a task once; after that only numbers travel, and results should be small (a task's
+real input and output are files). One worker is one process, on one CUDA device or one core. It does
+one shard of a step at a time, so two threads of a worker keep a device busy: one reads while the
+other translates. Among the shards of a slide those that were begun go first.
+
+What ended together is fetched together, and what follows from it is sent together: the scheduler
+works by the message more than by the shard.
 
 A worker that dies in mid-shard is replaced and its shard redone. A shard whose workers die again
 and again is tried once more by itself, since a neighbor may have been to blame, before it counts
@@ -20,14 +23,14 @@ import copy
 import queue
 import time
 import uuid
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wsi_stain import __version__
-from wsi_stain.cluster import Crew, open_crew, workers_for
+from wsi_stain.cluster import Crew, Parcels, open_crew, open_parcels, run_shard, workers_for
 from wsi_stain.config import ClusterConfig
 from wsi_stain.errors import DeviceError, DiskFullError
 from wsi_stain.executor import (
@@ -41,10 +44,10 @@ from wsi_stain.executor import (
     ShardsFailed,
     Step,
     StepRunner,
-    Task,
     chains_of,
     raise_failures,
 )
+from wsi_stain.manifest import Event, Listener, ignore
 
 if TYPE_CHECKING:
     from distributed import Future
@@ -56,37 +59,48 @@ __all__ = [
     "SerialExecutor",
     "ShardsFailed",
     "Step",
-    "Task",
     "open_executor",
 ]
 
 POLL_S = 5.0
-RANK_SHARDS = 10**9  # more shards than a slide has
+MOST_STEPS = 16  # more than a slide has
 LOST_PAUSE_S = 0.05
 START_S = 60.0  # for a worker to import what it needs
+
+
+class _Outcome(NamedTuple):
+    """What came of a step of a shard: a result, or an error."""
+
+    chain: Chain
+    result: Any
+    error: BaseException | None
 
 
 class DaskExecutor(StepRunner):
     """Runs shards on the workers of a Dask cluster.
 
     May be used by several threads at once, each with steps of its own: their shards share the
-    workers, those with low numbers first.
+    workers.
 
-    Memory bound: for each caller the scheduler holds at most two shards' bookkeeping per worker,
-    and workers hold results only until they are yielded.
+    Memory bound: for each caller the scheduler holds the bookkeeping of at most two shards per
+    worker, and of those just fetched; workers hold results until then.
 
     Parameters
     ----------
     crew
         The workers.
+    parcels
+        Where they find tasks.
     attempts
         How often a shard that raises is tried in all.
     device
         What the workers translate on, where it is known.
     """
 
-    def __init__(self, crew: Crew, *, attempts: int = 2, device: Device | None = None) -> None:
-        self._crew, self._client = crew, crew.client
+    def __init__(
+        self, crew: Crew, parcels: Parcels, *, attempts: int = 2, device: Device | None = None
+    ) -> None:
+        self._crew, self._client, self._parcels = crew, crew.client, parcels
         self._attempts = attempts
         self._device = device
         self._rank = 0
@@ -105,114 +119,125 @@ class DaskExecutor(StepRunner):
     def run_steps(self, steps: Sequence[Step]) -> Iterator[Done]:
         """See `Executor.run_steps`."""
         chains, failures, suspects = chains_of(steps), list[Failure](), list[Chain]()
-        with self._sent(steps) as name_there:
+        with self._parcels.sent([step.task for step in steps]) as tasks:
             for first_try in (True, False):
                 waiting = chains if first_try else suspects
-                for chain, future in self._finished(
-                    steps, name_there, waiting, alone=not first_try
+                for chain, result, error in self._finished(
+                    steps, tasks, waiting, alone=not first_try
                 ):
-                    if future.status == "finished":
-                        name = steps[chain.steps[0]].name
-                        yield Done(name, chain.number, self._result(future))
-                    elif first_try and _was_killed(future):
+                    if error is None:
+                        yield Done(steps[chain.steps[0]].name, chain.number, result)
+                    elif first_try and _was_killed(error):
                         suspects.append(chain)
                     else:
-                        failures.append(Failure(chain.number, _given_up(future)))
+                        failures.append(Failure(chain.number, _given_up(error)))
         raise_failures(failures, len(chains), self._attempts)
 
-    @contextmanager
-    def _sent(self, steps: Sequence[Step]) -> Iterator[str]:
-        """Have the tasks at all workers, under one name: each worker is spoken to once."""
-        name = f"{'-'.join(step.name for step in steps)}-{uuid.uuid4().hex}"
-        try:
-            self._send([step.task for step in steps], name)
-            yield name
-        finally:
-            # Frees what the tasks loaded. After an interrupt the cluster may be gone already.
-            with contextlib.suppress(OSError, CancelledError, RuntimeError):
-                self._client.unregister_worker_plugin(name)
-
-    def _send(self, tasks: Sequence[Task[Any]], name: str) -> None:
-        """Give tasks to all workers; a worker that dies in between breaks one attempt."""
-        carrier = _carrier(tasks, ours=not self._crew.is_remote)
-        for last in (False, False, True):
-            try:
-                self._client.register_plugin(carrier, name=name)
-            except OSError as error:
-                if last:
-                    raise DeviceError(f"The task cannot be sent to workers: {error}.") from error
-            else:
-                return
-
     def _finished(
-        self, steps: Sequence[Step], name: str, chains: Iterable[Chain], *, alone: bool
-    ) -> Iterator[tuple[Chain, Future[Any]]]:
+        self, steps: Sequence[Step], tasks: int, chains: Iterable[Chain], *, alone: bool
+    ) -> Iterator[_Outcome]:
         """Keep a window of shards in the cluster; give each step as it ends, well or not."""
         waiting, running = deque(chains), dict[Any, Chain]()
         window = _Window(self._crew, one=alone)
         ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
-
-        def submit(chain: Chain) -> None:
-            step = chain.steps[0]
-            future = self._client.submit(
-                _run_shard,
-                name,
-                step,
-                chain.number,
-                pure=False,
-                retries=self._attempts - 1,
-                priority=-(self._rank * RANK_SHARDS + chain.number),
-                resources=dict(self._crew.places.get(steps[step].name, {})) or None,
-            )
-            running[future] = chain
-            future.add_done_callback(ended.put)
-
+        run = uuid.uuid4().hex
+        outcomes, following = list[_Outcome](), list[Chain]()
         try:
-            while waiting or running:
-                while waiting and len(running) < window.size():
-                    submit(waiting.popleft())
-                future = self._next(ended)
-                if future.status in ("pending", "lost"):
-                    # A result whose worker died before it was fetched: it is being made again.
-                    time.sleep(LOST_PAUSE_S)
+            while waiting or running or following:
+                room = max(0, window.size() - len(running) - len(following))
+                fresh = [waiting.popleft() for _ in range(min(room, len(waiting)))]
+                for future, chain in self._submit(steps, tasks, run, [*following, *fresh]):
+                    running[future] = chain
                     future.add_done_callback(ended.put)
-                    continue
-                chain = running.pop(future)
-                if future.status == "finished" and len(chain.steps) > 1:
-                    submit(Chain(chain.number, chain.steps[1:]))
-                yield chain, future
+                yield from outcomes
+                outcomes = self._outcomes(running, ended)
+                following = _following(outcomes)
+            yield from outcomes
         finally:
             # A caller that stops early wants no more of it; callbacks would keep them alive.
             if running:
                 with contextlib.suppress(OSError, CancelledError, RuntimeError):
                     self._client.cancel(list(running))
 
-    def _result(self, future: Future[Any]) -> Any:
+    def _submit(
+        self, steps: Sequence[Step], tasks: int, run: str, chains: Iterable[Chain]
+    ) -> Iterator[tuple[Future[Any], Chain]]:
+        """Send shards: those of one step in one message."""
+        by_step = defaultdict(list)
+        for chain in chains:
+            by_step[chain.steps[0]].append(chain)
+        for step, group in by_step.items():
+            name = steps[step].name
+            futures = self._client.map(
+                run_shard,
+                [chain.number for chain in group],
+                key=[(f"{name}-{run}", chain.number) for chain in group],
+                parcel=self._parcels.parcel(tasks),
+                step=step,
+                pure=False,
+                retries=self._attempts - 1,
+                priority=step - self._rank * MOST_STEPS,
+                fifo_timeout="0 ms",
+                resources=dict(self._crew.places.get(name, {})) or None,
+            )
+            yield from zip(futures, group, strict=True)
+
+    def _outcomes(
+        self, running: dict[Future[Any], Chain], ended: queue.SimpleQueue[Future[Any]]
+    ) -> list[_Outcome]:
+        """Wait until shards end; fetch what came of all that have, and forget them."""
+        futures = self._take(ended)
+        well = [future for future in futures if future.status == "finished"]
         try:
-            return future.result()
+            results = dict(zip(well, self._client.gather(well), strict=True))
         except CancelledError as error:
             raise _scheduler_lost() from error
+        except Exception:  # whatever it is, its own future tells it the next time
+            # A result was lost with its worker, and its shard failed when it was made again.
+            for future in futures:
+                future.add_done_callback(ended.put)
+            return []
+        return [
+            _Outcome(running.pop(future), results.get(future), _error_of(future))
+            for future in futures
+        ]
+
+    def _take(self, ended: queue.SimpleQueue[Future[Any]]) -> list[Future[Any]]:
+        """Wait until a future ends; give all that have by then."""
+        while True:
+            futures = [self._next(ended)]
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    futures.append(ended.get_nowait())
+            if any(future.status == "cancelled" for future in futures):
+                raise _scheduler_lost()
+            lost = [future for future in futures if future.status in ("pending", "lost")]
+            if lost:
+                # Results whose worker died before they were fetched: they are being made again.
+                time.sleep(LOST_PAUSE_S)
+            for future in lost:
+                future.add_done_callback(ended.put)
+            if settled := [future for future in futures if future not in lost]:
+                return settled
 
     def _next(self, ended: queue.SimpleQueue[Future[Any]]) -> Future[Any]:
         """Wait until a future ends; fail where no worker is left to end any."""
         alone_since_s: float | None = None
         while True:
             try:
-                future = ended.get(timeout=POLL_S)
+                return ended.get(timeout=POLL_S)
             except queue.Empty:
                 alone_since_s = self._check_alive(alone_since_s)
-                continue
-            if future.status == "cancelled":
-                raise _scheduler_lost()
-            return future
 
     def _check_alive(self, alone_since_s: float | None) -> float | None:
         """Tell since when no worker is there that could go on; fail where it has been too long."""
         if self._client.status in ("closing", "closed"):
             raise _scheduler_lost()
         workers = self._client.scheduler_info(n_workers=-1)["workers"]
-        if workers_for(workers.values(), self._crew.places):
+        if able := workers_for(workers.values(), self._crew.places):
+            self._crew.waiting.end(able)
             return None
+        self._crew.waiting.tell(0)
         alone_since_s = alone_since_s or time.monotonic()
         if time.monotonic() - alone_since_s > self._crew.wait_s:
             what = "All workers" + (f" {self._crew.where}" if self._crew.where else "")
@@ -243,12 +268,23 @@ class _Window:
         return 2 * self._n_workers
 
 
+def _following(outcomes: Iterable[_Outcome]) -> list[Chain]:
+    """List what comes next of shards whose step ended well."""
+    return [
+        Chain(chain.number, chain.steps[1:])
+        for chain, _, error in outcomes
+        if error is None and len(chain.steps) > 1
+    ]
+
+
 def _scheduler_lost() -> DeviceError:
     return DeviceError("The workers' scheduler was lost.", hint=RESUME_HINT)
 
 
 def open_executor(
-    config: ClusterConfig, count_devices: Callable[[ClusterConfig], int]
+    config: ClusterConfig,
+    count_devices: Callable[[ClusterConfig], int],
+    listener: Listener = ignore,
 ) -> AbstractContextManager[Executor]:
     """Give a context manager that starts what `config` asks for, and stops it at the end.
 
@@ -259,24 +295,38 @@ def open_executor(
     count_devices
         Counts the CUDA devices the run may use; 0 means: work on the cores. Where workers are on
         other hosts it is asked there.
+    listener
+        Hears notes of the stage "workers": that they are waited for; where Dask's dashboard is,
+        which is also its fact "dashboard".
 
     Raises
     ------
+    ConfigError
+        On entering: a dashboard that cannot be.
     DeviceError
         On entering: workers cannot be started or reached, or have another version.
     """
     if config.executor == "serial":
         return contextlib.nullcontext(SerialExecutor(config.attempts))
-    return _dask(config, count_devices)
+    return _dask(config, count_devices, listener)
 
 
 @contextmanager
 def _dask(
-    config: ClusterConfig, count_devices: Callable[[ClusterConfig], int]
+    config: ClusterConfig,
+    count_devices: Callable[[ClusterConfig], int],
+    listener: Listener,
 ) -> Iterator[Executor]:
-    with open_crew(config, count_devices) as crew:
+    def hear(text: str) -> None:
+        listener(Event("workers", "note", text=text))
+
+    with open_crew(config, count_devices, hear) as crew:
+        if crew.dashboard:
+            text, facts = f"Dask's dashboard: {crew.dashboard}", {"dashboard": crew.dashboard}
+            listener(Event("workers", "note", text=text, facts=facts))
         device = _ask_device(crew, config, count_devices) if crew.is_remote else None
-        yield DaskExecutor(crew, attempts=config.attempts, device=device)
+        with open_parcels(crew.client, ours=not crew.is_remote) as parcels:
+            yield DaskExecutor(crew, parcels, attempts=config.attempts, device=device)
 
 
 def _ask_device(
@@ -314,53 +364,25 @@ def _introduce(
     return __version__, count_devices(config)
 
 
-def _carrier(tasks: Sequence[Task[Any]], *, ours: bool) -> Any:
-    """Wrap tasks so that each worker gets them once; a restarted worker gets them again."""
-    import signal
-    import threading
-
-    from distributed import Worker, WorkerPlugin
-
-    class Carrier(WorkerPlugin):
-        def __init__(self) -> None:
-            self.tasks = tasks
-
-        def setup(self, worker: Worker) -> None:
-            self.turns = [threading.Lock() for _ in tasks]
-            if ours:
-                # Ctrl-C reaches the whole process group; only the main process answers to it.
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    return Carrier()
-
-
-def _run_shard(name: str, step: int, number: int) -> Any:
-    """Run on a worker: find the task that was sent, do one shard."""
-    from distributed import get_worker
-
-    carrier: Any = get_worker().plugins[name]
-    with carrier.turns[step]:
-        return carrier.tasks[step](number)
-
-
-def _was_killed(future: Future[Any]) -> bool:
+def _was_killed(error: BaseException) -> bool:
     from distributed import KilledWorker
 
-    return isinstance(future.exception(), KilledWorker)
+    return isinstance(error, KilledWorker)
 
 
-def _given_up(future: Future[Any]) -> BaseException:
-    error = _error_of(future)
+def _given_up(error: BaseException) -> BaseException:
     if isinstance(error, DiskFullError):
         raise error
-    return error
-
-
-def _error_of(future: Future[Any]) -> BaseException:
-    if _was_killed(future):
+    if _was_killed(error):
         return ShardsFailed(
             "Workers died on it each time (killed, crashed or out of memory)",
             hint="Try fewer workers (--workers) or smaller batches (--batch). " + RESUME_HINT,
         )
+    return error
+
+
+def _error_of(future: Future[Any]) -> BaseException | None:
+    if future.status == "finished":
+        return None
     error = future.exception()
     return error if isinstance(error, BaseException) else DeviceError(f"lost ({future.status})")

@@ -53,7 +53,7 @@ class Event:
     text
         One line for a person, may be empty.
     facts
-        Name and value of what was found out; empty but at the end of the plan.
+        Name and value of what was found out: at the end of the plan, and where a dashboard is.
     """
 
     stage: str

@@ -99,7 +99,7 @@ def translate_planned(
             workers = (
                 nullcontext(executor)
                 if executor is not None
-                else open_executor(config.cluster, stages.cuda_devices)
+                else open_executor(config.cluster, stages.cuda_devices, run.listener)
             )
             # The color is fitted while workers start; the picture follows its shards, and its last
             # rows are written while workers end.

@@ -113,6 +113,9 @@ def test_record_is_readable_and_names_no_folder(
     assert done["run"] == "s0_test.run"
     assert done["tiles"] > 0
     assert (out / done["output"]).exists()
+    assert 0.0 <= done["positive_fraction"] <= 1.0
+    failed = next(slide for slide in raw["slides"] if slide["name"] == "cut_test")
+    assert failed["positive_fraction"] is None
     rows = list(csv.DictReader((out / "archive.csv").read_text().splitlines()))
     assert [row["state"] for row in rows] == [slide["state"] for slide in raw["slides"]]
     for path in (out / "archive.json", out / "archive.csv", *(out / "logs").iterdir()):

@@ -88,3 +88,16 @@ def test_metrics_are_prometheus_text(tmp_path: Path, watch: Watch) -> None:
     assert 'wsi_stain_archive_slides{state="done"} 1' in text
     assert "wsi_stain_archive_running 0" in text
     assert "svs" not in text
+
+
+def test_what_is_said_of_workers_is_there_at_once(
+    tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WRITE_EVERY_S", 60.0)
+    line = "waiting for workers: 0 of 2, job 17 PENDING (Resources)"
+    watch.hear("", Event("workers", "note", text=line))
+    link = "http://127.0.0.1:8787/status"
+    watch.hear("", Event("workers", "note", text=f"Dask: {link}", facts={"dashboard": link}))
+    status = read(tmp_path)
+    assert (status["workers"], status["dashboard"]) == (line, link)
+    assert status["slides"] == {"pending": 4, "running": 0, "done": 0, "skipped": 0, "failed": 0}

@@ -199,7 +199,7 @@ def test_job_script_asks_for_one_device_and_keeps_pages_at_home(tmp_path: Path) 
 
     config = settings(tmp_path)
     job = slurm._job(config, slurm._settings(str(tmp_path)), new_credentials(tmp_path))
-    options = slurm._scheduler_options(config.slurm)
+    options = slurm._scheduler_options(config)
     with SLURMCluster(**job, scheduler_options=options) as cluster:
         script = cluster.job_script()
         assert cluster.scheduler_address.startswith("tls://127.0.0.1:")

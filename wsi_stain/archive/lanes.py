@@ -38,15 +38,16 @@ from wsi_stain.archive.wording import next_command, told, without_folders
 from wsi_stain.config import ArchiveConfig, ClusterConfig, RunConfig
 from wsi_stain.dispatch import Executor, open_executor
 from wsi_stain.errors import DiskFullError, OutputError, WsiStainError
+from wsi_stain.evaluate.positive import positive_fraction
 from wsi_stain.evaluate.report import write_report
 from wsi_stain.layout import Place, RunFiles
-from wsi_stain.manifest import Event, Listener
+from wsi_stain.manifest import Event, Listener, ignore
 from wsi_stain.pipeline import translate_planned
 from wsi_stain.planning import plan_slide, some_tiles
 
 __all__ = ["ArchiveListener", "Lanes", "Orders", "Workers"]
 
-# Hears the name of a slide and what happened to it.
+# Hears the name of a slide and what happened to it; no name: something about the workers.
 ArchiveListener = Callable[[str, Event], None]
 STAGE_AHEAD = 1
 
@@ -90,8 +91,8 @@ class Workers:
     it began in.
     """
 
-    def __init__(self, cluster: ClusterConfig) -> None:
-        self._cluster = cluster
+    def __init__(self, cluster: ClusterConfig, listener: Listener = ignore) -> None:
+        self._cluster, self._listener = cluster, listener
         self._turn = threading.Lock()
         self._over = threading.Event()
         self._started: Future[Executor] = Future()
@@ -125,7 +126,7 @@ class Workers:
             return self._started.result()
 
     def _keep(self) -> None:
-        with open_executor(self._cluster, stages.cuda_devices) as executor:
+        with open_executor(self._cluster, stages.cuda_devices, self._listener) as executor:
             self._started.set_result(executor)
             self._over.wait()
 
@@ -175,6 +176,11 @@ class Lanes:
             slots.shutdown()
             self._remove_scratch()
 
+    def hear_workers(self, event: Event) -> None:
+        """Pass on what is said about the workers, which belong to no slide."""
+        with self._telling:
+            self._listener("", event)
+
     def _slot(self, workers: Workers) -> None:
         while (turn := self._queue.take()) is not None:
             if self._stager is not None:
@@ -211,9 +217,12 @@ class Lanes:
         self._tidy(job)
         if self._orders.config.report:
             notes += self._report(job, log)
+        positive, doubt = self._positive(self._files(job))
+        notes += doubt
         self._ledger.enter(
             job,
             state="done",
+            positive_fraction=positive,
             tiles=summary["tiles"],
             seconds=round(time.monotonic() - began_s, 1),
             flags=summary["flags"],
@@ -257,15 +266,27 @@ class Lanes:
             return [f"The report could not be written: {self._clean(told(error))}"]
         return []
 
+    def _positive(self, files: RunFiles) -> tuple[float | None, list[str]]:
+        """Measure a finished slide; where that fails it is done all the same, with a note."""
+        try:
+            return positive_fraction(files), []
+        except WsiStainError as error:
+            text = self._clean(told(error))
+            return None, [f"The positive area could not be measured: {text}"]
+
     def _skip(self, job: Job, files: RunFiles, past: Past) -> None:
-        record = past.record
+        record, doubt = past.record, list[str]()
+        positive = self._ledger.known(job).positive_fraction
+        if positive is None:
+            positive, doubt = self._positive(files)
         self._ledger.enter(
             job,
             files,
             state="skipped",
             tiles=record.tiles.get("tiles", 0),
+            positive_fraction=positive,
             flags=record.flags,
-            notes=[self._clean(note) for note in record.notes],
+            notes=[*(self._clean(note) for note in record.notes), *doubt],
             error="",
             next="",
         )

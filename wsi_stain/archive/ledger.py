@@ -56,6 +56,10 @@ class Ledger:
             if time.monotonic() - self._saved_s > SAVE_EVERY_S:
                 self._save()
 
+    def known(self, job: Job) -> ArchiveSlide:
+        """Give what is known of a slide, from earlier clients too."""
+        return self._slides[job.name]
+
     def close(self, *, ended: bool) -> None:
         """Write the last state; `ended` where no slide was left out."""
         with self._turn:
@@ -79,7 +83,12 @@ def _slides_before(files: ArchiveFiles) -> dict[str, ArchiveSlide]:
     if path is None:
         return {}
     return {
-        slide.name: ArchiveSlide(name=slide.name, tiles=slide.tiles, seconds=slide.seconds)
+        slide.name: ArchiveSlide(
+            name=slide.name,
+            tiles=slide.tiles,
+            seconds=slide.seconds,
+            positive_fraction=slide.positive_fraction,
+        )
         for slide in read_archive(path).slides
     }
 

@@ -64,7 +64,7 @@ def run_archive(jobs: Sequence[Job], orders: Orders, listener: ArchiveListener) 
         lanes = Lanes(jobs, orders, ledger, listen)
         ended = False
         try:
-            lanes.work(Workers(orders.base.cluster))
+            lanes.work(Workers(orders.base.cluster, lanes.hear_workers))
             ended = not lanes.was_cut_short
         finally:
             ledger.close(ended=ended)

@@ -47,6 +47,8 @@ class Status(msgspec.Struct, kw_only=True):
     tiles_per_second: float
     left_seconds: float | None  # by the slides' sizes; none while nothing is done
     in_work: list[SlideStatus]
+    workers: str = ""  # what was said of them last: that they are waited for, and why
+    dashboard: str = ""  # of Dask, where it serves one that this host can open
 
 
 class Watch:
@@ -71,11 +73,14 @@ class Watch:
         self._worked_bytes = 0
         self._left_bytes = sum(self._sizes.values())
         self._written_s = 0.0
+        self._workers = self._dashboard = ""
         self.write()
 
     def hear(self, name: str, event: Event) -> None:
         """Take in an event; write where the last time is long enough ago."""
-        if event.stage == "archive":
+        if event.stage == "workers":
+            self._of_workers(event)
+        elif event.stage == "archive":
             self._of_slide(name, event)
         elif event.kind != "note" and name in self._in_work:
             self._in_work[name].stages[event.stage] = (event.done, event.total)
@@ -118,7 +123,15 @@ class Watch:
             tiles_per_second=round(tiles / max(seconds, 1e-3), 3),
             left_seconds=self._left_s(seconds),
             in_work=list(self._in_work.values()),
+            workers=self._workers,
+            dashboard=self._dashboard,
         )
+
+    def _of_workers(self, event: Event) -> None:
+        self._dashboard = event.facts.get("dashboard", self._dashboard)
+        if "dashboard" not in event.facts:
+            self._workers = event.text
+        self._written_s = 0.0  # who waits wants to know now
 
     def _of_slide(self, name: str, event: Event) -> None:
         if event.kind == "start":

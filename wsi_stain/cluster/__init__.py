@@ -1,6 +1,6 @@
 """Where the work runs: workers of this machine, Slurm jobs, or a scheduler that runs already.
 
-In: `ClusterConfig`. Out: a `Crew`. Not here: tasks, torch.
+In: `ClusterConfig`. Out: a `Crew`, and the way of tasks to it. Not here: what tasks do, torch.
 """
 
 from __future__ import annotations
@@ -12,22 +12,29 @@ from wsi_stain.cluster.address import address_crew
 from wsi_stain.cluster.crew import GPU, Crew, Places, workers_for
 from wsi_stain.cluster.local import local_crew
 from wsi_stain.cluster.machine import available_cores, visible_devices
+from wsi_stain.cluster.parcels import Parcels, open_parcels, run_shard
 from wsi_stain.cluster.slurm import slurm_crew
+from wsi_stain.cluster.waiting import Hear, silent
 from wsi_stain.config import ClusterConfig
 
 __all__ = [
     "GPU",
     "Crew",
+    "Parcels",
     "Places",
     "available_cores",
     "open_crew",
+    "open_parcels",
+    "run_shard",
     "visible_devices",
     "workers_for",
 ]
 
 
 def open_crew(
-    config: ClusterConfig, count_devices: Callable[[ClusterConfig], int]
+    config: ClusterConfig,
+    count_devices: Callable[[ClusterConfig], int],
+    hear: Hear = silent,
 ) -> AbstractContextManager[Crew]:
     """Give a context manager that finds or starts workers, and lets go of them at the end.
 
@@ -37,14 +44,18 @@ def open_crew(
         `executor` says where: "dask" is this machine, "slurm", "address".
     count_devices
         Counts the CUDA devices of the machine it runs on.
+    hear
+        Hears, now and then, that workers are waited for.
 
     Raises
     ------
+    ConfigError
+        On entering: a dashboard is asked for and cannot be, or should not.
     DeviceError
         On entering: no workers.
     """
     if config.executor == "slurm":
-        return slurm_crew(config)
+        return slurm_crew(config, hear)
     if config.executor == "address":
-        return address_crew(config)
+        return address_crew(config, hear)
     return local_crew(config, visible_devices(count_devices(config)))

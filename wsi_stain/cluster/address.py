@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from wsi_stain.cluster.credentials import given_credentials
 from wsi_stain.cluster.crew import GPU, Crew, gpu_places
+from wsi_stain.cluster.dashboard import served_link
 from wsi_stain.cluster.quiet import quiet_logs
+from wsi_stain.cluster.waiting import Hear, Waiting
 from wsi_stain.config import ClusterConfig
 from wsi_stain.errors import DeviceError
 
@@ -29,13 +31,15 @@ LOOK_S = 0.5
 
 
 @contextmanager
-def address_crew(config: ClusterConfig) -> Iterator[Crew]:
+def address_crew(config: ClusterConfig, hear: Hear) -> Iterator[Crew]:
     """Connect to a running scheduler, and wait for its first worker.
 
     Parameters
     ----------
     config
         `scheduler`, `tls_ca`, `tls_cert`, `tls_key`; `wait_s` for a first worker.
+    hear
+        Hears that workers are waited for.
 
     Raises
     ------
@@ -56,7 +60,8 @@ def address_crew(config: ClusterConfig) -> Iterator[Crew]:
                 hint="Is it running, and do --tls-ca, --tls-cert and --tls-key belong to it?",
             ) from error
         with client:
-            workers = wait_for_workers(client, config.wait_s, f"of {config.scheduler}")
+            waiting = Waiting(hear, config.workers)
+            workers = wait_for_workers(client, config.wait_s, f"of {config.scheduler}", waiting)
             has_gpu = any(GPU in worker["resources"] for worker in workers)
             yield Crew(
                 client,
@@ -65,10 +70,14 @@ def address_crew(config: ClusterConfig) -> Iterator[Crew]:
                 gpu_places(has_gpu),
                 is_remote=True,
                 where=f"of {config.scheduler}",
+                waiting=waiting,
+                dashboard=served_link(client),
             )
 
 
-def wait_for_workers(client: Client, wait_s: float, where: str) -> list[dict[str, Any]]:
+def wait_for_workers(
+    client: Client, wait_s: float, where: str, waiting: Waiting
+) -> list[dict[str, Any]]:
     """Wait until a worker is there; give all that are, as the scheduler describes them.
 
     Raises
@@ -84,7 +93,9 @@ def wait_for_workers(client: Client, wait_s: float, where: str) -> list[dict[str
                 hint="Look into the logs of its jobs; cluster.wait_s in a recipe says how long "
                 "to wait.",
             )
+        waiting.tell(0)
         time.sleep(LOOK_S)
+    waiting.end(len(workers))
     return list(workers.values())
 
 

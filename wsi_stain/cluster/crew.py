@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from wsi_stain.cluster.waiting import Waiting, silent
+
 if TYPE_CHECKING:
     from distributed import Client
 
@@ -39,6 +41,10 @@ class Crew:
         Whether workers may be on other hosts, with other devices than this one's.
     where
         Where the workers are, for a person; may be empty.
+    waiting
+        Says that workers are waited for.
+    dashboard
+        Address of Dask's dashboard, where one can be opened from this host; else empty.
     """
 
     client: Client
@@ -47,6 +53,8 @@ class Crew:
     places: Places = field(default_factory=dict)
     is_remote: bool = False
     where: str = ""
+    waiting: Waiting = field(default_factory=lambda: Waiting(silent, 0))
+    dashboard: str = ""
 
 
 def gpu_places(has_gpu: bool) -> Places:

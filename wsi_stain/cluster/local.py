@@ -2,8 +2,9 @@
 
 In: settings, device names. Out: a `Crew`. Not here: tasks, torch.
 
-The cluster listens on the loopback address only, shows no dashboard, keeps its files in a private
-folder that goes with it, and says nothing: what matters becomes an error of ours.
+The cluster listens on the loopback address only, shows no dashboard unless asked for, keeps its
+files in a private folder that goes with it, and says nothing: what matters becomes an error of
+ours.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from wsi_stain.cluster.crew import GPU, Crew, gpu_places
+from wsi_stain.cluster.dashboard import check_dashboard, own_link, page_settings
+from wsi_stain.cluster.devices import DevicePlan, plan_devices
 from wsi_stain.cluster.machine import available_cores
 from wsi_stain.cluster.quiet import PRE_SPAWN, dask_settings, quiet_logs, thread_environment
 from wsi_stain.config import ClusterConfig
@@ -48,16 +51,18 @@ def local_crew(config: ClusterConfig, devices: Sequence[str]) -> Iterator[Crew]:
     import dask
     from distributed import Client, SpecCluster
 
+    check_dashboard(config)
+    plan = plan_devices(devices)
     n_workers = config.workers or len(devices) or available_cores()
     with (
         tempfile.TemporaryDirectory(prefix="wsi-stain-") as folder,
-        dask.config.set(_settings(folder)),
+        dask.config.set(_settings(folder) | page_settings(config)),
         quiet_logs(),
     ):
         try:
             cluster = SpecCluster(
-                scheduler=_scheduler_spec(config.attempts),
-                workers=_worker_specs(config, n_workers, devices, folder),
+                scheduler=_scheduler_spec(config),
+                workers=_worker_specs(config, n_workers, plan, folder),
                 silence_logs=logging.CRITICAL,
             )
         except (RuntimeError, OSError, TimeoutError) as error:
@@ -67,8 +72,13 @@ def local_crew(config: ClusterConfig, devices: Sequence[str]) -> Iterator[Crew]:
                 "or set cluster.executor = 'serial' in a recipe.",
             ) from error
         with cluster, Client(cluster) as client:
-            places = gpu_places(bool(devices))
-            yield Crew(client, n_workers + _readers(config, devices), config.wait_s, places)
+            yield Crew(
+                client,
+                n_workers + _readers(config, plan),
+                config.wait_s,
+                gpu_places(bool(devices)),
+                dashboard=own_link(client, config),
+            )
 
 
 def _settings(folder: str) -> dict[str, Any]:
@@ -81,34 +91,34 @@ def _settings(folder: str) -> dict[str, Any]:
     return settings | {PRE_SPAWN: thread_environment(1) | settings[PRE_SPAWN]}
 
 
-def _readers(config: ClusterConfig, devices: Sequence[str]) -> int:
+def _readers(config: ClusterConfig, plan: DevicePlan) -> int:
     """Without devices every worker reads and translates: readers beside them gain nothing."""
-    return config.readers if devices else 0
+    return config.readers if plan.devices else 0
 
 
-def _scheduler_spec(attempts: int) -> dict[str, Any]:
+def _scheduler_spec(config: ClusterConfig) -> dict[str, Any]:
     from distributed import Scheduler
 
     options = {
         "host": LOOPBACK,
         "port": 0,
         "protocol": "tcp://",
-        "dashboard": False,
+        "dashboard": config.dashboard,
         "dashboard_address": f"{LOOPBACK}:0",
-        "allowed_failures": attempts - 1,
+        "allowed_failures": config.attempts - 1,
     }
     return {"cls": Scheduler, "options": options}
 
 
 def _worker_specs(
-    config: ClusterConfig, n_workers: int, devices: Sequence[str], folder: str
+    config: ClusterConfig, n_workers: int, plan: DevicePlan, folder: str
 ) -> dict[int, dict[str, Any]]:
     from distributed import Nanny
     from distributed.system import MEMORY_LIMIT
 
     memory_bytes = config.memory_limit_mb * 2**20 or int(MEMORY_SHARE * MEMORY_LIMIT)
-    n_readers = _readers(config, devices)
-    n_threads = max(1, available_cores() // n_workers) if devices else 1
+    n_readers = _readers(config, plan)
+    n_threads = max(1, available_cores() // n_workers) if plan.devices else 1
     options: dict[str, Any] = {
         "host": LOOPBACK,
         "protocol": "tcp://",
@@ -126,8 +136,8 @@ def _worker_specs(
         environment = {"CUDA_VISIBLE_DEVICES": device} | thread_environment(n_threads)
         # On a device one thread reads the next shard while the other translates.
         of_device = {"nthreads": 2, "resources": {GPU: 1}} if device else {"nthreads": 1}
+        of_device |= plan.plugins(device)
         return {"cls": Nanny, "options": {**options, **of_device, "env": environment}}
 
-    names = [devices[index % len(devices)] if devices else "" for index in range(n_workers)]
-    workers = [worker(name, n_threads) for name in names]
+    workers = [worker(name, n_threads) for name in plan.names(n_workers)]
     return dict(enumerate([*workers, *(worker("", 1) for _ in range(n_readers))]))

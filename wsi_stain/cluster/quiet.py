@@ -43,6 +43,12 @@ def dask_settings(folder: str) -> dict[str, Any]:
             "MALLOC_ARENA_MAX": "1",
         },
         "distributed.admin.tick.limit": "10 minutes",
+        # What a scheduler and its workers do even when nothing happens: sample their own threads
+        # 100 times a second, tick 50 times a second, look for copies of results to drop.
+        "distributed.worker.profile.enabled": False,
+        "distributed.admin.tick.interval": "500 ms",
+        "distributed.admin.system-monitor.interval": "5 s",
+        "distributed.scheduler.active-memory-manager.start": False,
     }
 
 

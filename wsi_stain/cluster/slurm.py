@@ -4,7 +4,8 @@ In: settings. Out: a `Crew`. Not here: what runs on them.
 
 The scheduler runs in this process. All that travels is encrypted and authenticated with a
 certificate made for this run; its key lies in a folder that only this user can enter, beside the
-jobs' logs, and goes with the run. Jobs that end (walltime, preemption, scancel) are replaced.
+jobs' logs, and goes with the run. Jobs that end (walltime, preemption, scancel) are replaced. While
+none runs, what Slurm says of those that wait is told.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from typing import TYPE_CHECKING, Any
 from wsi_stain.cluster.address import wait_for_workers
 from wsi_stain.cluster.credentials import new_credentials
 from wsi_stain.cluster.crew import GPU, Crew, gpu_places
+from wsi_stain.cluster.dashboard import check_dashboard, own_link, page_settings
 from wsi_stain.cluster.quiet import as_environment, dask_settings, quiet_logs, thread_environment
+from wsi_stain.cluster.waiting import Hear, Waiting
 from wsi_stain.config import ClusterConfig, SlurmConfig
 from wsi_stain.errors import ConfigError, DeviceError
 from wsi_stain.files import cannot_write
@@ -37,7 +40,8 @@ __all__ = ["slurm_crew"]
 LOOPBACK = "127.0.0.1"
 # A worker says good-bye this long before its walltime, each one a little apart from the others.
 LEAVE_MIN = 5
-STAGGER_MIN = 2
+STAGGER_S = 120
+ASK_S = 20
 LOST_JOB_S = 20
 ADAPT_S = 5
 # The loss of this many workers is weather, not a fault of the shard that they worked on.
@@ -46,18 +50,20 @@ PRIVATE = 0o700
 
 
 @contextmanager
-def slurm_crew(config: ClusterConfig) -> Iterator[Crew]:
+def slurm_crew(config: ClusterConfig, hear: Hear) -> Iterator[Crew]:
     """Submit `workers` jobs, and keep as many running.
 
     Parameters
     ----------
     config
         `slurm`: what a job asks for. `wait_s`: how long a first job may wait in the queue.
+    hear
+        Hears, now and then, of jobs in the queue while none runs.
 
     Raises
     ------
     ConfigError
-        The shared folder cannot be used.
+        The shared folder cannot be used, or a dashboard is asked for that cannot be.
     DeviceError
         dask-jobqueue or Slurm is not there, Slurm refuses the job, or no job has started in time.
     """
@@ -65,9 +71,10 @@ def slurm_crew(config: ClusterConfig) -> Iterator[Crew]:
     from distributed import Client
 
     _check_tools()
+    check_dashboard(config)
     with _private_folder(config.slurm) as folder:
         settings = _settings(str(folder))
-        with dask.config.set(settings), quiet_logs():
+        with dask.config.set(settings | page_settings(config)), quiet_logs():
             cluster = _start(config, folder, settings)
             with cluster, Client(cluster) as client:
                 script = folder / "job.sh"
@@ -78,15 +85,52 @@ def slurm_crew(config: ClusterConfig) -> Iterator[Crew]:
                     maximum_jobs=config.workers,
                     interval=f"{ADAPT_S} s",
                 )
-                wait_for_workers(client, config.wait_s, f"(logs: {_logs(config.slurm)})")
+                waiting = Waiting(hear, config.workers, lambda: _queue(cluster))
+                logs = f"(logs: {_logs(config.slurm)})"
+                wait_for_workers(client, config.wait_s, logs, waiting)
                 yield Crew(
                     client,
                     config.workers,
                     config.wait_s,
                     gpu_places(bool(config.slurm.gres)),
                     is_remote=True,
-                    where=f"in Slurm (logs: {_logs(config.slurm)})",
+                    where=f"in Slurm {logs}",
+                    waiting=waiting,
+                    dashboard=own_link(client, config),
                 )
+
+
+def _queue(cluster: SLURMCluster) -> str:
+    """Ask Slurm what its jobs wait for."""
+    jobs = [job.job_id for job in list(cluster.workers.values()) if getattr(job, "job_id", None)]
+    if not jobs:
+        return "no job yet"
+    command = ["squeue", "--noheader", "--format=%i|%T|%r", f"--jobs={','.join(jobs)}"]
+    try:
+        asked = subprocess.run(  # noqa: S603 - fixed
+            command, capture_output=True, text=True, check=True, timeout=ASK_S
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "squeue does not answer"
+    return queue_line(asked.stdout)
+
+
+def queue_line(answer: str) -> str:
+    """Word what squeue says, jobs of one state and reason together.
+
+    Parameters
+    ----------
+    answer
+        Lines of number, state and reason: ``17|PENDING|Resources``.
+    """
+    groups: dict[str, list[str]] = {}
+    for line in answer.splitlines():
+        number, state, reason = line.strip().split("|", 2)
+        groups.setdefault(f"{state} ({reason})" if reason != "None" else state, []).append(number)
+    return ", ".join(
+        f"job{'s' if len(numbers) > 1 else ''} {', '.join(numbers)} {state}"
+        for state, numbers in groups.items()
+    )
 
 
 def _check_tools() -> None:
@@ -139,7 +183,7 @@ def _start(config: ClusterConfig, folder: Path, settings: dict[str, Any]) -> SLU
         cluster = SLURMCluster(
             **_job(config, settings, new_credentials(folder)),
             silence_logs=logging.CRITICAL,
-            scheduler_options=_scheduler_options(config.slurm),
+            scheduler_options=_scheduler_options(config),
         )
     except (RuntimeError, OSError, ValueError, TimeoutError) as error:
         raise DeviceError(f"The scheduler for Slurm jobs did not start: {error}.") from error
@@ -157,13 +201,14 @@ def _ask_slurm(script: Path) -> None:
         )
 
 
-def _scheduler_options(slurm: SlurmConfig) -> dict[str, Any]:
+def _scheduler_options(config: ClusterConfig) -> dict[str, Any]:
     from distributed.utils import get_ip
 
+    slurm = config.slurm
     where = {"interface": slurm.interface} if slurm.interface else {"host": get_ip()}
     return where | {
         "port": 0,
-        "dashboard": False,
+        "dashboard": config.dashboard,
         "dashboard_address": f"{LOOPBACK}:0",
         "allowed_failures": ALLOWED_LOSSES,
     }
@@ -202,7 +247,8 @@ def _job(config: ClusterConfig, settings: dict[str, Any], security: Security) ->
 
 def _worker_arguments(slurm: SlurmConfig) -> list[str]:
     lifetime_min = max(1, slurm.walltime_min - LEAVE_MIN)
-    arguments = ["--lifetime", f"{lifetime_min}m", "--lifetime-stagger", f"{STAGGER_MIN}m"]
+    stagger_s = min(STAGGER_S, 60 * lifetime_min // 4)  # never below a life of no length
+    arguments = ["--lifetime", f"{lifetime_min}m", "--lifetime-stagger", f"{stagger_s}s"]
     # Even the page that tells a worker's health stays on its own host.
     arguments += ["--no-dashboard", "--dashboard-address", f"{LOOPBACK}:0"]
     return [*arguments, "--resources", f"{GPU}=1"] if slurm.gres else arguments

@@ -127,12 +127,18 @@ class ClusterConfig(Settings, frozen=True, kw_only=True):
     tls_cert: str = ""
     tls_key: str = ""
     insecure_tcp: bool = False
+    dashboard: bool = False  # Dask's pages, on the loopback address of this host
     slurm: SlurmConfig = SlurmConfig()
 
     def __post_init__(self) -> None:
         """Refuse settings that do not go together."""
         if self.executor == "slurm" and not self.workers:
             raise ValueError('executor = "slurm" needs `workers`: how many jobs')
+        if self.executor in ("serial", "address") and self.dashboard:
+            raise ValueError(
+                f'`dashboard` is for schedulers of ours, not for executor = "{self.executor}": a '
+                "scheduler that runs already has one or has none, and it is shown"
+            )
         if self.executor != "address" and self.scheduler:
             raise ValueError('`scheduler` is for executor = "address"')
         if self.executor == "address":

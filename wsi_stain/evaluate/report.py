@@ -178,7 +178,7 @@ def _build(
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(HERE / "assets", folder / "assets")
     he = kept.record()
-    whites = _whites(record)
+    whites = Whites.recorded(record.stain)
     with SlideSource.open(files.output, mpp=he.mpp_out) as source:
         if source.size_l0 != he.size_out:
             raise OutputError(f"{files.output} is {source.size_l0}; the run planned {he.size_out}.")
@@ -246,18 +246,6 @@ def _kept_he(files: RunFiles, record: RunRecord, slide: Path | None) -> HeFolder
         marker = files.name.rpartition("_")[2]
         keep_he(source, scale, mask, kept.path, marker=marker)
     return kept
-
-
-def _whites(record: RunRecord) -> Whites:
-    try:
-        return Whites(
-            he=tuple(record.stain["white"]), ihc=tuple(record.stain["start"]["target_white"])
-        )
-    except (KeyError, TypeError) as error:
-        raise OutputError(
-            "The run's record holds no color fit yet.",
-            hint="Run wsi-stain translate again; it goes on where it stopped.",
-        ) from error
 
 
 def _write_fields(

@@ -9,14 +9,15 @@ how much of it there is, and whether the tissue's structure and its open spaces 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_stain.config import Rgb
+from wsi_stain.errors import OutputError
 from wsi_stain.evaluate.metrics import Whitespace, sobel_ssim, whitespace_error
 from wsi_stain.evaluate.metrics_nuclei import (
     MAX_MPP,
@@ -28,7 +29,15 @@ from wsi_stain.evaluate.metrics_stain import POSITIVE_OD, dab_p90
 from wsi_stain.geometry import Region
 from wsi_stain.stain.density import is_stained
 
-__all__ = ["Doubt", "FieldNumbers", "SlideNumbers", "Whites", "find_doubts", "measure_field"]
+__all__ = [
+    "Doubt",
+    "FieldNumbers",
+    "SlideNumbers",
+    "Whites",
+    "count_positive",
+    "find_doubts",
+    "measure_field",
+]
 
 Rgb8 = NDArray[np.uint8]
 
@@ -43,6 +52,23 @@ class Whites(NamedTuple):
 
     he: Rgb
     ihc: Rgb
+
+    @classmethod
+    def recorded(cls, stain: Mapping[str, Any]) -> Whites:
+        """Take them from the numbers that a run's record holds of its color fit.
+
+        Raises
+        ------
+        OutputError
+            There are none yet.
+        """
+        try:
+            return cls(he=tuple(stain["white"]), ihc=tuple(stain["start"]["target_white"]))
+        except (KeyError, TypeError) as error:
+            raise OutputError(
+                "The run's record holds no color fit yet.",
+                hint="Run wsi-stain translate again; it goes on where it stopped.",
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -134,17 +160,31 @@ def measure_field(he: Rgb8, ihc: Rgb8, region: Region, whites: Whites, mpp: floa
     mpp
         Pixel size, um/px.
     """
-    tissue = is_stained(he, whites.he)
-    positive = stain_densities(ihc, whites.ihc)[..., 1] > POSITIVE_OD
+    n_tissue_px, n_positive_px = count_positive(he, ihc, whites)
     return FieldNumbers(
         region=region,
         labelling=labelling_index(ihc, mpp, white=whites.ihc) if mpp <= MAX_MPP else None,
-        n_tissue_px=int(tissue.sum()),
-        n_positive_px=int((tissue & positive).sum()),
+        n_tissue_px=n_tissue_px,
+        n_positive_px=n_positive_px,
         dab_p90=dab_p90(ihc),
         whitespace=whitespace_error(ihc, he, whites.ihc, whites.he),
         sobel_ssim=sobel_ssim(ihc, he),
     )
+
+
+def count_positive(he: Rgb8, ihc: Rgb8, whites: Whites) -> tuple[int, int]:
+    """Count a field's tissue pixels, and those of them that are positive.
+
+    Parameters
+    ----------
+    he, ihc
+        uint8 (h, w, 3), equal shapes, in the out frame's resolution.
+    whites
+        Glass of both.
+    """
+    tissue = is_stained(he, whites.he)
+    positive = stain_densities(ihc, whites.ihc)[..., 1] > POSITIVE_OD
+    return int(tissue.sum()), int((tissue & positive).sum())
 
 
 def find_doubts(he: Rgb8, ihc: Rgb8, whites: Whites, cell_px: int) -> tuple[list[Doubt], int]:
