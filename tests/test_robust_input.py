@@ -24,12 +24,14 @@ import tifffile
 import torch
 
 from wsi_stain.cli import main
-from wsi_stain.config import BundleSpec, NetSpec
+from wsi_stain.config import BundleSpec, NetSpec, WriteConfig
 from wsi_stain.errors import SlideError
+from wsi_stain.geometry import Size
 from wsi_stain.layout import RunFiles
 from wsi_stain.slides.image import SlideSource
 from wsi_stain.translate.bundle import save_nets
 from wsi_stain.translate.networks import ScoreNet
+from wsi_stain.write.omezarr import write_omezarr
 
 Pixels = npt.NDArray[np.uint8]
 Write = Callable[..., Path]
@@ -297,6 +299,15 @@ def _damaged_weights(yard: Yard) -> list[object]:
     return ["--bundle", folder]
 
 
+def _net(yard: Yard, **changes: Any) -> list[object]:
+    folder = yard.folder / "lying"
+    shutil.copytree(yard.net_bundle, folder)
+    record = json.loads((folder / "bundle.json").read_text())
+    record["net"] |= changes
+    (folder / "bundle.json").write_text(json.dumps(record))
+    return ["--bundle", folder]
+
+
 def _lost_weights(yard: Yard) -> list[object]:
     folder = yard.folder / "lost"
     shutil.copytree(yard.net_bundle, folder)
@@ -307,6 +318,7 @@ def _lost_weights(yard: Yard) -> list[object]:
 BAD_SETTINGS: dict[str, tuple[Callable[[Yard], list[object]], int, str]] = {
     "recipe missing": (lambda yard: ["--recipe", yard.folder / "none.toml"], 2, "cannot be read"),
     "recipe is a folder": (lambda yard: ["--recipe", yard.folder], 2, "cannot be read"),
+    "recipe is a pipe": (lambda yard: ["--recipe", _fifo(yard)], 2, "is a pipe"),
     "recipe broken": (lambda yard: _recipe(yard, "[tiles\n"), 2, "not valid TOML"),
     "recipe not UTF-8": (lambda yard: _recipe(yard, "bundle = '\udcff'"), 2, "not valid TOML"),
     "recipe too deep": (lambda yard: _recipe(yard, "a = " + "[" * 5000), 2, "not valid TOML"),
@@ -334,6 +346,9 @@ BAD_SETTINGS: dict[str, tuple[Callable[[Yard], list[object]], int, str]] = {
         6,
         "lacks ../identity",
     ),
+    "net without levels": (lambda yard: _net(yard, channels=[]), 6, "$.net.channels"),
+    "net larger than its file": (lambda yard: _net(yard, channels=[10**6]), 6, "too few for a net"),
+    "net deeper than its file": (lambda yard: _net(yard, blocks=10**6), 6, "too few for a net"),
     "damaged weights": (_damaged_weights, 6, "is damaged: SHA-256"),
     "lost weights": (_lost_weights, 6, "lacks score.safetensors"),
     "overlap too wide": (lambda yard: ["--overlap-px", "200"], 5, "overlap"),
@@ -356,6 +371,7 @@ def test_bad_setting_is_one_line_and_nothing_is_made(
     assert words in err
     assert err.startswith("wsi-stain: ")
     assert err.count("\n") == 1
+    assert code != 6 or "the flag" not in err, "no flag sets what a bundle says"
     assert not yard.out.exists()
 
 
@@ -416,6 +432,34 @@ def test_output_folder_that_is_read_only_is_refused(
         subprocess.run([umount, yard.out], check=True)
     assert (code, err.count("\n")) == (8, 1)
     assert "Read-only file system" in err
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "lock"])
+@pytest.mark.timeout(60)
+def test_pipe_in_a_run_folder_is_refused_unopened(
+    name: str, yard: Yard, translate: Callable[..., tuple[int, str, str]]
+) -> None:
+    slide, folder = yard.slide(), yard.out / "s_test.run"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / name)
+    code, _, err = translate(slide)
+    assert (code, err.count("\n")) == (8, 1)
+    assert "is no file" in err
+
+
+@pytest.mark.parametrize("out", ["x" * 300, "x/" * 2100, "a.ome.zarr/out"])
+def test_output_folder_that_cannot_be_is_refused(
+    out: str, yard: Yard, translate: Callable[..., tuple[int, str, str]]
+) -> None:
+    slide = yard.folder / "a.ome.zarr"
+    bands, settings = [yard.he], WriteConfig(format="ome-zarr")
+    size = Size(yard.he.shape[1], yard.he.shape[0])
+    write_omezarr(slide, size, bands, 0.5, settings, name="a")
+    before = digests(slide)
+    code, _, err = translate(slide, "--out", yard.folder / out)
+    assert (code, err.count("\n")) == (8, 1)
+    assert "lies in the slide" in err or "File name too long" in err
+    assert digests(slide) == before
 
 
 @pytest.mark.parametrize("name", ["validate", "report"])
@@ -517,7 +561,7 @@ ROWS: dict[str, tuple[int, tuple[str, ...]]] = {
         2,
         (
             *("recipe missing", "recipe is a folder", "recipe broken", "recipe not UTF-8"),
-            "recipe too deep",
+            *("recipe too deep", "recipe is a pipe"),
         ),
     ),
     "unknown key": (2, ("unknown key",)),
@@ -538,6 +582,7 @@ ROWS: dict[str, tuple[int, tuple[str, ...]]] = {
             *("no bundle", "bundle of a long name", "damaged weights", "lost weights"),
             *("strange key in a bundle", "bundle with too few steps", "bundle with black glass"),
             "bundle that reaches out",
+            *("net without levels", "net larger than its file", "net deeper than its file"),
         ),
     ),
 }

@@ -77,7 +77,7 @@ class RunFiles:
         Raises
         ------
         OutputError
-            The output would be the slide itself.
+            The output would be the slide itself, or lie in it.
         """
         place = out if isinstance(out, Place) else Place(out)
         name = f"{place.name or safe_name(slide.name)}_{slug(marker)}"
@@ -88,6 +88,8 @@ class RunFiles:
         )
         if files.output.exists() and slide.exists() and files.output.samefile(slide):
             raise OutputError(f"Output {files.output} is the slide itself.", hint="Use --out.")
+        if slide.is_dir() and place.out.resolve().is_relative_to(slide.resolve()):
+            raise OutputError(f"Output folder {place.out} lies in the slide.", hint="Use --out.")
         return files
 
     @property
@@ -230,8 +232,19 @@ def find_run(path: Path) -> RunFiles:
     Raises
     ------
     OutputError
-        Nothing there, or more than one run.
+        Nothing there, nothing that may be looked at, or more than one run.
     """
+    try:
+        return _find_run(path)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"No run at {path}: {error.strerror}.", hint="Give a .run folder or its pyramid."
+        ) from error
+
+
+def _find_run(path: Path) -> RunFiles:
     asked = next((end for end in OUTPUT_SUFFIXES.values() if path.name.endswith(end)), "")
     if asked:
         path = path.with_name(path.name.removesuffix(asked) + RUN_SUFFIX)

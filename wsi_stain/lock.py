@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -130,12 +131,16 @@ class OutputLock:
 
     def _open(self) -> int:
         try:
-            return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, LOCK_MODE)
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, LOCK_MODE)
         except OSError as error:
             raise OutputError(
                 f"Lock {self.path} cannot be made: {error.strerror}.",
                 hint="Choose a folder that can be written: --out DIR.",
             ) from error
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise OutputError(f"Lock {self.path} is no file.", hint="Delete it.")
+        return handle
 
     def _claim(self, handle: int) -> None:
         """Take the kernel's lock, look at who was here before, and sign."""

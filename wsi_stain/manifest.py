@@ -328,7 +328,11 @@ def _describe(path: Path) -> OutputRecord:
 def read_json(path: Path, what: str, missing_hint: str, damaged_hint: str = "") -> Any:
     """Decode a record of ours, refusing those of later versions."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would block for ever
+            raise OutputError(f"{what} {path} is no file.", hint=missing_hint)
         raw = msgspec.json.decode(path.read_bytes())
+    except OutputError:
+        raise
     except OSError as error:
         message = f"{what} {path} cannot be read: {error.strerror}."
         raise OutputError(message, hint=missing_hint) from error

@@ -34,13 +34,15 @@ import tifffile
 import torch
 
 from wsi_stain import cli, planning, stages  # noqa: F401 - once here, not in each child
-from wsi_stain.config import BundleSpec, NetSpec, resolve_run_config
+from wsi_stain.config import BundleSpec, NetSpec, WriteConfig, resolve_run_config
 from wsi_stain.evaluate import report  # noqa: F401
+from wsi_stain.geometry import Size
 from wsi_stain.manifest import Event
 from wsi_stain.pipeline import translate_slide
 from wsi_stain.translate.bundle import save_nets
 from wsi_stain.translate.networks import ScoreNet
 from wsi_stain.write import validate  # noqa: F401
+from wsi_stain.write.omezarr import write_omezarr
 
 LIMIT_CPU_S = 60
 LIMIT_S = 600.0  # of wall time, for what sleeps; generous, since the machine may be busy
@@ -120,6 +122,7 @@ class Target:
 
 RUN = "--out out --recipe r.toml --json"
 TRANSLATE = f"translate s.tiff {RUN}"
+ZARR_VERBS = ("info z.ome.zarr", "plan z.ome.zarr --recipe r.toml", f"translate z.ome.zarr {RUN}")
 TARGETS = {
     "tiff": Target(
         ("s.tiff", "s.svs", "s.ome.tiff", "strips.tiff"),
@@ -135,6 +138,18 @@ TARGETS = {
     ),
     "pyramid": Target(
         ("made.ome.tiff",), damage.damage_tiff, ("validate {} --json",), frozenset({0, 8}), needs=()
+    ),
+    "zarr": Target(
+        ("z.ome.zarr/**/zarr.json",),
+        damage.damage_json,
+        (*ZARR_VERBS, "validate z.ome.zarr --json"),
+        frozenset({0, 3, 4, 5, 8}),
+    ),
+    "chunk": Target(
+        ("z.ome.zarr/*/c/**/*",),
+        damage.damage_bytes,
+        (*ZARR_VERBS, f"{ZARR_VERBS[-1]} --allow-missing"),
+        frozenset({0, 3, 4, 5}),
     ),
     "recipe": Target(
         ("r.toml",),
@@ -259,6 +274,8 @@ def draw_tissue() -> Any:
 def _make_runs(folder: Path) -> None:
     os.chdir(folder)
     config, origins = resolve_run_config({}, Path("r.toml"))
+    lossless = WriteConfig(format="ome-zarr", tile_px=128)
+    write_omezarr(Path("z.ome.zarr"), Size(640, 520), [draw_tissue()], 0.5, lossless, name="z")
     made = translate_slide(Path("s.tiff"), Path("straight"), config, origins=origins)
     shutil.copy(made.files.output, "made.ome.tiff")
 

@@ -1,4 +1,4 @@
-"""Forty-five cases of the fuzzer, five of each target; ``make fuzz N=1000`` runs more."""
+"""Forty-four cases of the fuzzer, four of each target; ``make fuzz N=1000`` runs more."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ FUZZER = Path(__file__).with_name("fuzz.py")
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_damaged_input_ends_as_documented() -> None:
-    command = [sys.executable, str(FUZZER), "--cases", "45", "--seed", "1"]
+    command = [sys.executable, str(FUZZER), "--cases", "44", "--seed", "1"]
     done = subprocess.run(
         command, cwd=FUZZER.parents[2], env=_environment(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith("45 cases, 0 failed\n")
+    assert done.stdout.endswith("44 cases, 0 failed\n")
 
 
 def _environment() -> dict[str, str]:

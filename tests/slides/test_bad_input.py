@@ -103,6 +103,17 @@ def test_open_refuses_when_tiff_is_garbage_after_its_magic(tmp_path: Path, head:
     _refusal(path)
 
 
+def test_open_refuses_when_the_codec_is_a_list(tmp_path: Path, he_pixels: Pixels) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, he_pixels[:300, :300], photometric="rgb", rowsperstrip=64)
+    with tifffile.TiffFile(path) as tiff:
+        at = tiff.pages.first.tags[259].offset
+    with path.open("r+b") as file:
+        file.seek(at + 4)
+        file.write((2).to_bytes(4, "little"))
+    assert "as its codec" in _refusal(path)
+
+
 def test_open_refuses_when_picture_has_16_bits(tmp_path: Path) -> None:
     path = tmp_path / "deep.tif"
     pixels = np.zeros((300, 300, 3), np.uint16)

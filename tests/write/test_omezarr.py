@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -295,6 +297,68 @@ def test_memory_is_flat_in_the_height(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert peaks[1] < 1.3 * peaks[0] + 500_000
     assert peaks[1] < 12 * 1024 * 128 * 3 + 2_000_000
+
+
+LIES: dict[str, tuple[str, Any]] = {
+    "no pixels": ("shape", [3, 0, 0]),
+    "a billion pixels": ("shape", [3, 10**9, 10**9]),
+    "chunks of no size": (
+        "chunk_grid",
+        {"name": "regular", "configuration": {"chunk_shape": [0] * 3}},
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.timeout(60)
+def test_lie_of_a_level_is_found_by_check_and_slide_source(
+    tmp_path: Path, he_pixels: Pixels, lie: str
+) -> None:
+    path = tmp_path / "a.ome.zarr"
+    write(path, he_pixels[:300, :300])
+    field, value = LIES[lie]
+    record = json.loads((path / "0/zarr.json").read_text()) | {field: value}
+    (path / "0/zarr.json").write_text(json.dumps(record))
+    assert validate(path).problems
+    with pytest.raises(SlideError, match=r"a\.ome\.zarr"):
+        SlideSource.open(path)
+
+
+def test_scale_beyond_all_numbers_is_found(tmp_path: Path, he_pixels: Pixels) -> None:
+    path = tmp_path / "a.ome.zarr"
+    write(path, he_pixels[:300, :300])
+    record = json.loads((path / "zarr.json").read_text())
+    (multiscale,) = record["attributes"]["ome"]["multiscales"]
+    multiscale["datasets"][0]["coordinateTransformations"][0]["scale"] = [1, 10**400, 10**400]
+    (path / "zarr.json").write_text(json.dumps(record))
+    assert "int too large" in validate(path).problems[0]
+    with pytest.raises(SlideError, match="int too large"):
+        SlideSource.open(path)
+
+
+@pytest.mark.timeout(60)
+def test_pipe_in_the_folder_is_refused_unopened(tmp_path: Path, he_pixels: Pixels) -> None:
+    path = tmp_path / "a.ome.zarr"
+    write(path, he_pixels[:300, :300])
+    shard = next(file for file in (path / "0/c").rglob("*") if file.is_file())
+    shard.unlink()
+    os.mkfifo(shard)
+    with pytest.raises(SlideError, match="is a pipe"):
+        SlideSource.open(path)
+
+
+def test_lost_shard_is_background_and_told_when_given_as_a_slide(
+    tmp_path: Path, he_pixels: Pixels
+) -> None:
+    path = tmp_path / "a.ome.zarr"
+    write(path, he_pixels)
+    (path / "0/c/0/2/0").unlink()  # zarr would read black
+    with SlideSource.open(path) as source:
+        assert source.notes[0].startswith("1 tiles of the largest level are missing")
+        read = source.read_out(Region(0, 0, *source.size_l0), Scale(1.0, 0.5, source.size_l0))
+    assert (read[256:384] == 255).all()
+    assert np.array_equal(read[:256], he_pixels[:256])
+    assert np.array_equal(read[384:], he_pixels[384:])
 
 
 def test_slide_source_reads_it_back_when_it_is_given_as_a_slide(

@@ -9,7 +9,7 @@ import hashlib
 from contextlib import suppress
 from pathlib import Path
 
-from wsi_stain.config import BundleSpec, decode_bundle_spec
+from wsi_stain.config import BundleSpec, NetSpec, decode_bundle_spec
 from wsi_stain.errors import BundleError
 
 __all__ = [
@@ -74,7 +74,8 @@ def check_files(folder: Path, spec: BundleSpec) -> None:
     Raises
     ------
     BundleError
-        A file is missing, cannot be read or differs.
+        A file is missing, cannot be read, differs, or is too small for the net that it is said to
+        hold: memory would be taken for a lie.
     """
     for name, expected in spec.files.items():
         path = folder / name
@@ -89,6 +90,20 @@ def check_files(folder: Path, spec: BundleSpec) -> None:
                 f"{path} is damaged: SHA-256 {found[:12]}, bundle.json says {expected[:12]}.",
                 hint="Install the bundle again.",
             )
+        if path.stem == "score" and spec.net is not None:
+            _check_size(path, spec.net)
+
+
+def _check_size(path: Path, net: NetSpec) -> None:
+    """Compare a file with the 3 x 3 convolutions on the way down alone, of a byte a weight."""
+    n_weights = sum(2 * 9 * net.blocks * width**2 for width in net.channels)
+    n_bytes = path.stat().st_size
+    if n_bytes < n_weights:
+        raise BundleError(
+            f"{path} has {n_bytes:,} bytes: too few for a net of {n_weights:,} weights and more, "
+            f"which {SPEC_FILE} describes.",
+            hint="Install the bundle again.",
+        )
 
 
 def bundle_digest(folder: Path) -> str:

@@ -89,7 +89,11 @@ class NetSpec(Settings, frozen=True, kw_only=True):
     ``predict="noise"`` leaves the preconditioning out (an ablation: it learns far slower).
     """
 
-    channels: tuple[Count, ...] = (64, 128, 256)
+    channels: Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=8)] = (
+        64,
+        128,
+        256,
+    )
     blocks: Count = 2
     unshuffle_px: Literal[1, 2, 4, 8] = 4
     norm: Literal["position", "group"] = "position"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import stat
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,13 +42,22 @@ def load_recipe(path: Path, kind: type[T]) -> tuple[T, dict[str, Any]]:
     ConfigError
         Not readable, not TOML, unknown key (the nearest known one is named) or bad value.
     """
+    data = _read_recipe(path)
     try:
-        raw = msgspec.toml.decode(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"Recipe {path} cannot be read: {error.strerror}.") from error
+        raw = msgspec.toml.decode(data)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise ConfigError(f"Recipe {path} is not valid TOML: {error}") from error
     return _convert(raw, kind, f"Recipe {path}", ConfigError), raw
+
+
+def _read_recipe(path: Path) -> bytes:
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):  # may never end, or never begin
+            raise ConfigError(f"Recipe {path} is a pipe or a device, not a file.")
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"Recipe {path} cannot be read: {error.strerror}.") from error
 
 
 def decode_bundle_spec(data: bytes, source: str) -> BundleSpec:
@@ -150,7 +160,9 @@ def _convert(raw: Any, kind: type[T], source: str, error_class: type[WsiStainErr
             raise error_class(f"{source}: {endless[0]} is not a finite number.")
         return msgspec.convert(raw, kind)
     except (msgspec.ValidationError, OverflowError, RecursionError) as error:
-        raise error_class(f"{source}: {error}.", hint=_hint(str(error), kind)) from error
+        # A bundle's fields are no settings: no flag sets them.
+        hint = (_hint if error_class is ConfigError else _nearest)(str(error), kind)
+        raise error_class(f"{source}: {error}.", hint=hint) from error
 
 
 def _not_finite(node: Any, name: str = "$") -> list[str]:

@@ -100,8 +100,8 @@ def quantify(
         Each with the next thing to do.
     """
     config = config or QuantifyConfig()
-    folder = out or measured_folder(picture)
     with SlideSource.open(picture, mpp=mpp) as source:
+        folder = out or measured_folder(picture)
         found = measure(source, config, listener)
         _make(folder)
         step = found.tile_step(config.tile_um)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from wsi_stain.errors import SlideError
@@ -69,6 +70,8 @@ def content_digest(path: Path) -> str:
     """
     try:
         return _folder_digest(path) if path.is_dir() else _file_digest(path)
+    except SlideError:
+        raise
     except OSError as error:
         raise SlideError(
             f"Slide {path} cannot be read: {error.strerror or error}.", hint="Copy it again."
@@ -90,16 +93,30 @@ def _file_digest(path: Path) -> str:
 
 def _folder_digest(folder: Path) -> str:
     digest = hashlib.sha256((folder / "zarr.json").read_bytes())
-    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+    for file in _files(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
         digest.update(f"{name}:{file.stat().st_size}\n".encode())
     return digest.hexdigest()
 
 
 def companions(path: Path) -> list[Path]:
-    """List the further files that an MRXS or DICOM slide's pixels lie in."""
+    """List the further files that an MRXS or DICOM slide's pixels lie in.
+
+    Raises
+    ------
+    SlideError
+        One of them is a pipe or a device.
+    """
     if path.suffix.lower() == ".mrxs":
-        return sorted(file for file in path.with_suffix("").glob("*") if file.is_file())
+        return _files(path.with_suffix("").glob("*"))
     if path.suffix.lower() == ".dcm":
-        return sorted(path.parent.glob("*.dcm"))
+        return _files(path.parent.glob("*.dcm"))
     return []
+
+
+def _files(entries: Iterable[Path]) -> list[Path]:
+    """Leave folders out, and sort; what is neither folder nor file would block who opens it."""
+    files = sorted(entry for entry in entries if not entry.is_dir())
+    if odd := [file for file in files if not file.is_file()]:
+        raise SlideError(f"Part {odd[0]} of a slide is a pipe, a device or a broken link.")
+    return files

@@ -133,7 +133,7 @@ class TiffPageReader:
         if page.jpegtables is not None or page.jpegheader is not None:
             options = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
         name = page.parent.filehandle.path
-        if fault := stream_fault(data, int(page.compression)):
+        if fault := stream_fault(data, page.compression):
             raise tile_error(name, cell, fault)
         try:
             segment, _, _ = page.decode(data, index, **options)
@@ -305,6 +305,8 @@ def _check_page(page: tifffile.TiffPage) -> None:
             f"Slide {name} is not RGB: its colors are {page.photometric!r}, "
             f"{page.samplesperpixel} samples per pixel."
         )
+    if not isinstance(page.compression, int):
+        raise SlideError(f"Slide {name} is damaged: it names {page.compression!r} as its codec.")
     _check_pieces(page, name, size)
     segment_bytes = 3 * page.chunks[0] * page.chunks[1]
     if segment_bytes > LARGEST_SEGMENT_BYTES:

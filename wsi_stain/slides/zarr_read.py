@@ -5,7 +5,8 @@ Room 1 of 4. In: a folder. Out: a `Backend`. Not here: other NGFF layouts (time,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,36 @@ from wsi_stain.errors import SlideError, in_one_line
 from wsi_stain.geometry import Region, Size
 from wsi_stain.slides.missing import UNDECODABLE, Cell, cells_of, tile_error
 from wsi_stain.slides.pixel_size import PixelSize
-from wsi_stain.slides.slide_facts import Level, Pixels, SlideFacts, true_downsample
+from wsi_stain.slides.slide_facts import (
+    Level,
+    Pixels,
+    SlideFacts,
+    check_sizes,
+    true_downsample,
+)
 
 __all__ = ["ZarrBackend"]
 
 # What zarr makes of metadata or chunks that are not there, cut or foreign.
-DAMAGE = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 AXES = ["c", "y", "x"]
+MOST_ABSENT = 1_000_000  # pieces that may have no file: a lie may state any number
 
 
 class ZarrBackend:
     """A folder ``*.ome.zarr`` with one RGB pyramid.
 
-    Memory bound: the chunks under one region; nothing is kept.
+    Memory bound: the chunks under one region; nothing is kept. Pieces without a file are
+    background, as the tiles that a TIFF leaves out: zarr would read its fill value, mostly black.
 
     Raises
     ------
@@ -43,6 +61,10 @@ class ZarrBackend:
             group = zarr.open_group(path, mode="r", zarr_format=3)
             ome: Any = group.attrs["ome"]
             self._arrays, self.facts = _open_levels(path, group, ome)
+            for level, array in enumerate(self._arrays):
+                self.left_out.update(_absent(path, level, array))
+            n_absent = sum(cell.level == 0 for cell in self.left_out)
+            self.facts = replace(self.facts, missing_pieces=n_absent)
         except SlideError:
             raise
         except DAMAGE as error:
@@ -53,8 +75,9 @@ class ZarrBackend:
 
     def read(self, level: int, region: Region) -> Pixels:
         """Read a region that lies inside a level, as uint8 (h, w, 3) RGB."""
+        holes = [cell.region for cell in self.left_out if cell.level == level]
         try:
-            if not any(cell.level == level for cell in self.left_out):
+            if not _touches(region, holes):
                 return self._planes(level, region)
         except DAMAGE:
             pass  # chunk by chunk it shows which one
@@ -64,10 +87,11 @@ class ZarrBackend:
             part = region.intersect(cell.region)
             x_px, y_px = part.x_px - region.x_px, part.y_px - region.y_px
             place = out[y_px : y_px + part.height_px, x_px : x_px + part.width_px]
+            if _touches(part, holes):
+                place[:] = self.facts.background
+                continue
             try:
-                place[:] = (
-                    self.facts.background if cell in self.left_out else self._planes(level, part)
-                )
+                place[:] = self._planes(level, part)
             except DAMAGE as error:
                 raise tile_error(self._path, cell, UNDECODABLE, in_one_line(error)) from error
         return out
@@ -79,6 +103,25 @@ class ZarrBackend:
 
     def close(self) -> None:
         """Do nothing: no file stays open."""
+
+
+def _touches(region: Region, holes: list[Region]) -> bool:
+    return any(0 not in region.intersect(hole).size for hole in holes)
+
+
+def _absent(folder: Path, level: int, array: zarr.Array[Any]) -> Iterator[Cell]:
+    """List the pieces of a level, shards or chunks, that have no file."""
+    depth, height_px, width_px = array.shards or array.chunks
+    n_rows, n_columns = -(-array.shape[1] // height_px), -(-array.shape[2] // width_px)
+    root = folder / array.path
+    files = {file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()}
+    if n_rows * n_columns > len(files) + MOST_ABSENT:
+        raise ValueError(f"level {level} is {n_rows} x {n_columns} pieces in {len(files)} files")
+    for row, column in np.ndindex(n_rows, n_columns):
+        planes = range(-(-array.shape[0] // depth))
+        if not all(array.metadata.encode_chunk_key((z, row, column)) in files for z in planes):
+            place = Region(column * width_px, row * height_px, width_px, height_px)
+            yield Cell(level, row, column, place)
 
 
 def _open_levels(
@@ -95,6 +138,7 @@ def _open_levels(
             f"{found[0].dtype if found else 'no'} pixels."
         )
     sizes = [Size(array.shape[2], array.shape[1]) for array in found]
+    check_sizes(path, sizes)
     scale = multiscale["datasets"][0]["coordinateTransformations"][0]["scale"]
     micrometer = [axis.get("unit") for axis in multiscale["axes"][1:]] == ["micrometer"] * 2
     mpp = [PixelSize("OME-Zarr scale", float(scale[2]), float(scale[1]))] if micrometer else []

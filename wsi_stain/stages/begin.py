@@ -35,15 +35,24 @@ __all__ = ["begin", "cuda_devices", "prepare"]
 
 
 def prepare(plan: SlidePlan, out: Path | Place, config: RunConfig) -> RunFiles:
-    """Make the run folder, after the plan was checked against memory, disk and existing files."""
-    files = RunFiles.of(out, plan.source.path, plan.spec.marker, config.write.format)
-    if files.output.is_dir() and config.write.format == "ome-tiff":
-        raise OutputError(f"{files.output} is a folder.", hint="Choose another one: --out DIR.")
-    _refuse_outputs(plan, files, config)
-    _check_limits(plan, files, config)
-    for folder in (files.folder, files.store.parent):
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+    """Make the run folder, after the plan was checked against memory, disk and existing files.
+
+    Raises
+    ------
+    OutputError
+        Something is in the way, or the system lets nobody in.
+    PlanError
+        Memory or disk are too small.
+    """
+    with writing(out.out if isinstance(out, Place) else out):
+        files = RunFiles.of(out, plan.source.path, plan.spec.marker, config.write.format)
+        if files.output.is_dir() and config.write.format == "ome-tiff":
+            raise OutputError(f"{files.output} is a folder.", hint="Choose another one: --out DIR.")
+        _refuse_outputs(plan, files, config)
+        _check_limits(plan, files, config)
+        for folder in (files.folder, files.store.parent):
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
     return files
 
 

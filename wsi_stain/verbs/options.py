@@ -24,7 +24,8 @@ __all__ = [
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
-PATH = click.Path(path_type=Path)
+# What may not be read is told where it is opened: in one line, by the exit code of what it is.
+PATH = click.Path(path_type=Path, readable=False)
 # Heading to the settings (first part of a flag's place) and flags that stand under it.
 HEADINGS = {
     "Archive": {"archive", "recursive", "dry_run", "part", "scratch"},

@@ -76,11 +76,11 @@ def validate(path: Path, *, expected: Expected | None = None) -> Validation:
     """
     asked = expected or Expected()
     facts: dict[str, Any] = {"path": str(path)}
-    if path.is_dir():
-        return validate_omezarr(path, asked)
-    if path.exists() and not path.is_file():  # a pipe would block for ever
-        return Validation(False, ("it is no file, but a pipe or a device",), facts)
     try:
+        if path.is_dir():
+            return validate_omezarr(path, asked)
+        if path.exists() and not path.is_file():  # a pipe would block for ever
+            return Validation(False, ("it is no file, but a pipe or a device",), facts)
         with tifffile.TiffFile(path) as tiff:
             problems = _look(path, tiff, asked, facts)
     except FileNotFoundError:
