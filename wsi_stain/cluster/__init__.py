@@ -12,6 +12,7 @@ from wsi_stain.cluster.address import address_crew
 from wsi_stain.cluster.crew import GPU, Crew, Places, workers_for
 from wsi_stain.cluster.local import local_crew
 from wsi_stain.cluster.machine import available_cores, visible_devices
+from wsi_stain.cluster.parent import warm_up
 from wsi_stain.cluster.slurm import slurm_crew
 from wsi_stain.config import ClusterConfig
 
@@ -22,6 +23,7 @@ __all__ = [
     "available_cores",
     "open_crew",
     "visible_devices",
+    "warm_up",
     "workers_for",
 ]
 

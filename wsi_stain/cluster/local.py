@@ -16,7 +16,14 @@ from typing import Any
 
 from wsi_stain.cluster.crew import GPU, Crew, gpu_places
 from wsi_stain.cluster.machine import available_cores
-from wsi_stain.cluster.quiet import PRE_SPAWN, dask_settings, quiet_logs, thread_environment
+from wsi_stain.cluster.parent import start_method, warm_up
+from wsi_stain.cluster.quiet import (
+    PRE_SPAWN,
+    dask_settings,
+    quiet_logs,
+    thread_environment,
+    worker_environment,
+)
 from wsi_stain.config import ClusterConfig
 from wsi_stain.errors import DeviceError
 
@@ -49,9 +56,10 @@ def local_crew(config: ClusterConfig, devices: Sequence[str]) -> Iterator[Crew]:
     from distributed import Client, SpecCluster
 
     n_workers = config.workers or len(devices) or available_cores()
+    warm_up(config, len(devices))
     with (
         tempfile.TemporaryDirectory(prefix="wsi-stain-") as folder,
-        dask.config.set(_settings(folder)),
+        dask.config.set(_settings(folder, devices)),
         quiet_logs(),
     ):
         try:
@@ -71,14 +79,11 @@ def local_crew(config: ClusterConfig, devices: Sequence[str]) -> Iterator[Crew]:
             yield Crew(client, n_workers + _readers(config, devices), config.wait_s, places)
 
 
-def _settings(folder: str) -> dict[str, Any]:
-    """Settle Dask's settings, and the threads of numpy's BLAS.
-
-    Dask imports numpy before it sets a worker's own environment: by then BLAS has counted the
-    cores, and after every product its idle threads would spin on those of the other workers.
-    """
-    settings = dask_settings(folder)
-    return settings | {PRE_SPAWN: thread_environment(1) | settings[PRE_SPAWN]}
+def _settings(folder: str, devices: Sequence[str]) -> dict[str, Any]:
+    return dask_settings(folder) | {
+        PRE_SPAWN: worker_environment(),
+        "distributed.worker.multiprocessing-method": start_method(len(devices)),
+    }
 
 
 def _readers(config: ClusterConfig, devices: Sequence[str]) -> int:
@@ -119,7 +124,7 @@ def _worker_specs(
         "death_timeout": START_TIMEOUT_S,
         "silence_logs": logging.CRITICAL,
         "preload": [],
-        "config": _settings(folder),
+        "config": _settings(folder, devices),
     }
 
     def worker(device: str, n_threads: int) -> dict[str, Any]:
