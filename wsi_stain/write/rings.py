@@ -145,7 +145,7 @@ def _edges(clean: Bools) -> bytearray:
     height_px, width_px = clean.shape
     padded = np.pad(clean, 1)
     inside = padded[1:-1, 1:-1]
-    path = bytearray([NO_EDGE]) * ((height_px + 1) * (width_px + 1))
+    path: bytearray = bytearray([NO_EDGE]) * ((height_px + 1) * (width_px + 1))
     follow = np.frombuffer(path, np.uint8).reshape(height_px + 1, width_px + 1)
     for direction, (outside, dx, dy) in enumerate(
         (
