@@ -11,8 +11,10 @@ so no ring crosses itself or another of its piece.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -123,21 +125,28 @@ def _without_corner_contacts(mask: Bools) -> Bools:
 
 
 def _rings(clean: Bools, labels: npt.NDArray[np.int32]) -> Iterator[tuple[int, Points]]:
-    """Walk along all boundaries: the label inside, and the ring."""
+    """Walk along all boundaries: the label inside, and the ring.
+
+    All of them are walked before the first is given: numpy is slow on thousands of small arrays.
+    """
     stride = clean.shape[1] + 1
     path = _edges(clean)
     starts = np.flatnonzero(np.frombuffer(path, np.uint8) != NO_EDGE)
     hops = [dx + dy * stride for dx, dy in STEPS]
+    corners, turns, ends = array("q"), bytearray(), [0]
     for start in starts.tolist():
-        if path[start] == NO_EDGE:
-            continue
-        corners, turns, at = [], [], start
+        at = start
         while (direction := path[at]) != NO_EDGE:
             corners.append(at)
             turns.append(direction)
             path[at] = NO_EDGE
             at += hops[direction]
-        yield _label_inside(labels, start, turns[0], stride), _ring(corners, turns, stride)
+        if len(turns) > ends[-1]:
+            ends.append(len(turns))
+    middles = _middles(corners, turns, stride)
+    for first, end in pairwise(ends):
+        label = _label_inside(labels, corners[first], turns[first], stride)
+        yield label, _ring(middles[first:end])
 
 
 def _edges(clean: Bools) -> bytearray:
@@ -166,13 +175,21 @@ def _label_inside(labels: npt.NDArray[np.int32], corner: int, direction: int, st
     return int(labels[y + dy, x + dx])
 
 
-def _ring(corners: list[int], turns: list[int], stride: int) -> Points:
-    """Join the middles of the edges, leave out what lies on a line, and close the ring."""
-    y, x = np.divmod(np.array(corners), stride)
-    middles = _HALF_STEPS[turns]
+def _middles(corners: array[int], turns: bytearray, stride: int) -> npt.NDArray[np.float32]:
+    """Give the middles of edges, x and y, float32 (n, 2)."""
+    y, x = np.divmod(np.frombuffer(corners, np.int64), stride)
+    middles = _HALF_STEPS[np.frombuffer(turns, np.uint8)]
     middles[:, 0] += x
     middles[:, 1] += y
+    return middles
+
+
+def _ring(middles: npt.NDArray[np.float32]) -> Points:
+    """Leave out of a closed line what lies on a line between its neighbors, and close the ring."""
     simple = cv2.approxPolyDP(middles[:, None], TOLERANCE_PX, True)[:, 0]
     # Of a ring of one or two pixels the simplification may leave a line.
-    kept = (simple if len(simple) >= 3 else middles).astype(np.float64)
-    return np.concatenate([kept, kept[:1]])
+    kept = simple if len(simple) >= 3 else middles
+    ring = np.empty((len(kept) + 1, 2), np.float64)
+    ring[:-1] = kept
+    ring[-1] = kept[0]
+    return ring
