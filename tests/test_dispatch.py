@@ -23,6 +23,7 @@ import pytest
 
 from wsi_stain import dispatch
 from wsi_stain.cluster import visible_devices
+from wsi_stain.cluster.parent import prepare_parent, start_method
 from wsi_stain.config import ClusterConfig
 from wsi_stain.dispatch import Executor, ShardsFailed, Step, open_executor
 from wsi_stain.errors import DeviceError, SlideError, WsiStainError
@@ -234,6 +235,32 @@ def test_worker_has_one_thread_and_no_device_when_on_cores(dask_executor: Execut
 
     found = {result for _, result in dask_executor.run(task, range(8))}
     assert found == {("1", "1", "1", "")}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux")
+def test_worker_has_its_imports_when_it_begins(dask_executor: Executor) -> None:
+    def task(number: int) -> tuple[bool, int]:
+        import gc  # noqa: PLC0415 - the task travels by value
+
+        return "wsi_stain.translate.worker" in sys.modules, gc.get_freeze_count()
+
+    for _, (is_there, n_frozen) in dask_executor.run(task, range(2)):
+        assert is_there
+        assert n_frozen > 10_000
+
+
+def test_workers_are_forked_when_there_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    assert [start_method(n_devices) for n_devices in (0, 1)] == ["forkserver", "spawn"]
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert start_method(0) == "spawn"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux")
+def test_environment_is_left_alone_when_workers_are_prepared() -> None:
+    before = dict(os.environ)
+    prepare_parent()
+    assert dict(os.environ) == before
 
 
 def test_numpy_has_one_thread_when_worker_is_one_of_several(

@@ -170,7 +170,7 @@ def test_killed_worker_is_replaced_and_nothing_changes(
         workers = [
             child
             for child in psutil.Process(process.pid).children(recursive=True)
-            if "spawn_main" in " ".join(child.cmdline())
+            if "forkserver" in " ".join(child.cmdline()) and child.ppid() != process.pid
         ]
         workers[0].kill()
         _, err = process.communicate(timeout=500)

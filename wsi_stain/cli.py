@@ -8,6 +8,7 @@ cluster, 8 output, 9 batch finished with failures, 130 interrupted.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import io
 import sys
@@ -104,6 +105,8 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         cli(prog_name="wsi-stain", standalone_mode=False)
+        # The system takes back all memory at once; Python would visit torch's objects before.
+        gc.freeze()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

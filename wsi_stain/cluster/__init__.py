@@ -13,6 +13,7 @@ from wsi_stain.cluster.crew import GPU, Crew, Places, workers_for
 from wsi_stain.cluster.local import local_crew
 from wsi_stain.cluster.machine import available_cores, visible_devices
 from wsi_stain.cluster.parcels import Parcels, open_parcels, run_shard
+from wsi_stain.cluster.parent import warm_up
 from wsi_stain.cluster.slurm import slurm_crew
 from wsi_stain.cluster.waiting import Hear, silent
 from wsi_stain.config import ClusterConfig
@@ -27,6 +28,7 @@ __all__ = [
     "open_parcels",
     "run_shard",
     "visible_devices",
+    "warm_up",
     "workers_for",
 ]
 

@@ -19,7 +19,14 @@ from wsi_stain.cluster.crew import GPU, Crew, gpu_places
 from wsi_stain.cluster.dashboard import check_dashboard, own_link, page_settings
 from wsi_stain.cluster.devices import DevicePlan, plan_devices
 from wsi_stain.cluster.machine import available_cores
-from wsi_stain.cluster.quiet import PRE_SPAWN, dask_settings, quiet_logs, thread_environment
+from wsi_stain.cluster.parent import start_method, warm_up
+from wsi_stain.cluster.quiet import (
+    PRE_SPAWN,
+    dask_settings,
+    quiet_logs,
+    thread_environment,
+    worker_environment,
+)
 from wsi_stain.config import ClusterConfig
 from wsi_stain.errors import DeviceError
 
@@ -54,9 +61,10 @@ def local_crew(config: ClusterConfig, devices: Sequence[str]) -> Iterator[Crew]:
     check_dashboard(config)
     plan = plan_devices(devices)
     n_workers = config.workers or len(devices) or available_cores()
+    warm_up(config, len(devices))
     with (
         tempfile.TemporaryDirectory(prefix="wsi-stain-") as folder,
-        dask.config.set(_settings(folder) | page_settings(config)),
+        dask.config.set(_settings(folder, devices) | page_settings(config)),
         quiet_logs(),
     ):
         try:
@@ -81,14 +89,11 @@ def local_crew(config: ClusterConfig, devices: Sequence[str]) -> Iterator[Crew]:
             )
 
 
-def _settings(folder: str) -> dict[str, Any]:
-    """Settle Dask's settings, and the threads of numpy's BLAS.
-
-    Dask imports numpy before it sets a worker's own environment: by then BLAS has counted the
-    cores, and after every product its idle threads would spin on those of the other workers.
-    """
-    settings = dask_settings(folder)
-    return settings | {PRE_SPAWN: thread_environment(1) | settings[PRE_SPAWN]}
+def _settings(folder: str, devices: Sequence[str]) -> dict[str, Any]:
+    return dask_settings(folder) | {
+        PRE_SPAWN: worker_environment(),
+        "distributed.worker.multiprocessing-method": start_method(len(devices)),
+    }
 
 
 def _readers(config: ClusterConfig, plan: DevicePlan) -> int:
@@ -129,7 +134,7 @@ def _worker_specs(
         "death_timeout": START_TIMEOUT_S,
         "silence_logs": logging.CRITICAL,
         "preload": [],
-        "config": _settings(folder),
+        "config": _settings(folder, devices),
     }
 
     def worker(device: str, n_threads: int) -> dict[str, Any]:

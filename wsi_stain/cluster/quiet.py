@@ -11,7 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["PRE_SPAWN", "as_environment", "dask_settings", "quiet_logs", "thread_environment"]
+__all__ = [
+    "PRE_SPAWN",
+    "as_environment",
+    "dask_settings",
+    "memory_environment",
+    "quiet_logs",
+    "thread_environment",
+    "worker_environment",
+]
 
 PRE_SPAWN = "distributed.nanny.pre-spawn-environ"
 """The setting that holds the environment in which worker processes are started."""
@@ -34,14 +42,7 @@ def dask_settings(folder: str) -> dict[str, Any]:
         "distributed.scheduler.http.routes": [],
         "distributed.worker.http.routes": [],
         "distributed.worker.daemon": True,
-        # Dask tells malloc to give every freed block back at once; a net frees and takes the same
-        # megabytes all the time, and clearing the pages anew took two fifths of the time.
-        PRE_SPAWN: {
-            "MALLOC_TRIM_THRESHOLD_": str(2**28),
-            "MALLOC_MMAP_THRESHOLD_": str(2**23),  # above: whole shards, given back when freed
-            # A task runs in a thread, and a thread's own heap is given back whatever the above.
-            "MALLOC_ARENA_MAX": "1",
-        },
+        PRE_SPAWN: memory_environment(),
         "distributed.admin.tick.limit": "10 minutes",
         # What a scheduler and its workers do even when nothing happens: sample their own threads
         # 100 times a second, tick 50 times a second, look for copies of results to drop.
@@ -50,6 +51,29 @@ def dask_settings(folder: str) -> dict[str, Any]:
         "distributed.admin.system-monitor.interval": "5 s",
         "distributed.scheduler.active-memory-manager.start": False,
     }
+
+
+def memory_environment() -> dict[str, str]:
+    """Let a process keep its memory.
+
+    Dask tells malloc to give every freed block back at once; a net frees and takes the same
+    megabytes all the time, and clearing the pages anew took two fifths of the time.
+    """
+    return {
+        "MALLOC_TRIM_THRESHOLD_": str(2**28),
+        "MALLOC_MMAP_THRESHOLD_": str(2**23),  # above: whole shards, given back when freed
+        # A task runs in a thread, and a thread's own heap is given back whatever the above.
+        "MALLOC_ARENA_MAX": "1",
+    }
+
+
+def worker_environment() -> dict[str, str]:
+    """Settle in what environment a worker of this machine begins.
+
+    Dask imports numpy before it sets a worker's own environment: by then BLAS has counted the
+    cores, and after every product its idle threads would spin on those of the other workers.
+    """
+    return thread_environment(1) | memory_environment()
 
 
 def as_environment(settings: dict[str, Any]) -> dict[str, str]:

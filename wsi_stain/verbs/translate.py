@@ -63,9 +63,9 @@ def translate(**options: Any) -> None:
 
     Stopped runs go on where they stopped: type the same command again.
     """
+    from wsi_stain.cluster import warm_up
     from wsi_stain.console import ProgressDisplay, print_summary
-    from wsi_stain.evaluate.report import write_report
-    from wsi_stain.pipeline import translate_slide
+    from wsi_stain.planning import nvidia_devices, plan_slide
 
     slide, out = options.pop("slide"), options.pop("out")
     quiet, as_json = options.pop("quiet"), options.pop("as_json")
@@ -75,8 +75,14 @@ def translate(**options: Any) -> None:
     config, origins = settle(options)
     refuse_unused(config, origins)
     with ProgressDisplay(quiet=quiet or as_json) as display:
-        result = translate_slide(
-            slide, out, config, origins=origins, listener=display, keep_store=keep_store
+        plan = plan_slide(slide, config, display)
+        # What comes now imports torch, here and in the workers: at the same time.
+        warm_up(config.cluster, nvidia_devices(config.cluster))
+        from wsi_stain.evaluate.report import write_report
+        from wsi_stain.pipeline import translate_planned
+
+        result = translate_planned(
+            plan, out, config, origins=origins, listener=display, keep_store=keep_store
         )
         facts = result.facts()
         if not no_report:

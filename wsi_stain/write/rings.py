@@ -11,7 +11,10 @@ so no ring crosses itself or another of its piece.
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -28,6 +31,8 @@ SMALL_PX = 400  # half a pixel is more than 0.1 % of what is smaller
 # the corner where the edge begins (y down, so the right hand is inside and outer rings run
 # clockwise on the screen).
 STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
+NO_EDGE = 255
+_HALF_STEPS = 0.5 * np.array(STEPS, np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +74,11 @@ def trace(mask: Bools, least_px: int = 1) -> list[Polygon]:
     n_labels, labels, stats, _ = cv2.connectedComponentsWithStats(
         clean.astype(np.uint8), connectivity=4
     )
+    # Before the walk: on a picture full of specks it would be for them.
+    clean &= (stats[:, cv2.CC_STAT_AREA] >= least_px)[labels]
     outers: dict[int, Points] = {}
     holes: dict[int, list[Points]] = {label: [] for label in range(n_labels)}
     for label, ring in _rings(clean, np.asarray(labels, np.int32)):
-        if stats[label, cv2.CC_STAT_AREA] < least_px:
-            continue
         if ring_area(ring) > 0:
             outers[label] = ring
         else:
@@ -119,39 +124,48 @@ def _without_corner_contacts(mask: Bools) -> Bools:
         nw |= rising
 
 
-def _rings(clean: Bools, labels: npt.NDArray[np.int32]) -> list[tuple[int, Points]]:
-    """Walk along all boundaries: the label inside, and the ring."""
+def _rings(clean: Bools, labels: npt.NDArray[np.int32]) -> Iterator[tuple[int, Points]]:
+    """Walk along all boundaries: the label inside, and the ring.
+
+    All of them are walked before the first is given: numpy is slow on thousands of small arrays.
+    """
+    stride = clean.shape[1] + 1
+    path = _edges(clean)
+    starts = np.flatnonzero(np.frombuffer(path, np.uint8) != NO_EDGE)
+    hops = [dx + dy * stride for dx, dy in STEPS]
+    corners, turns, ends = array("q"), bytearray(), [0]
+    for start in starts.tolist():
+        at = start
+        while (direction := path[at]) != NO_EDGE:
+            corners.append(at)
+            turns.append(direction)
+            path[at] = NO_EDGE
+            at += hops[direction]
+        if len(turns) > ends[-1]:
+            ends.append(len(turns))
+    middles = _middles(corners, turns, stride)
+    for first, end in pairwise(ends):
+        label = _label_inside(labels, corners[first], turns[first], stride)
+        yield label, _ring(middles[first:end])
+
+
+def _edges(clean: Bools) -> bytearray:
+    """Give the direction of the one edge that leaves each corner; a byte each, row by row."""
     height_px, width_px = clean.shape
     padded = np.pad(clean, 1)
     inside = padded[1:-1, 1:-1]
-    starts = (
-        (inside & ~padded[:-2, 1:-1], (0, 0)),  # edge above a pixel, walked to the right
-        (inside & ~padded[1:-1, 2:], (1, 0)),  # edge on its right, downward
-        (inside & ~padded[2:, 1:-1], (1, 1)),  # edge below, to the left
-        (inside & ~padded[1:-1, :-2], (0, 1)),  # edge on its left, upward
-    )
-    stride = width_px + 1
-    follow = np.full((height_px + 1) * stride, -1, np.int8)  # the one edge leaving each corner
-    for direction, (edges, (dx, dy)) in enumerate(starts):
-        ys, xs = np.nonzero(edges)
-        follow[(ys + dy) * stride + xs + dx] = direction
-    hops = [dx + dy * stride for dx, dy in STEPS]
-    path = follow.tolist()
-    rings = []
-    for start in np.flatnonzero(follow >= 0).tolist():
-        if path[start] < 0:
-            continue
-        corners, turns, at = [], [], start
-        while path[at] >= 0:
-            direction = path[at]
-            corners.append(at)
-            turns.append(direction)
-            path[at] = -1
-            at += hops[direction]
-        rings.append(
-            (_label_inside(labels, corners[0], turns[0], stride), _ring(corners, turns, stride))
+    path: bytearray = bytearray([NO_EDGE]) * ((height_px + 1) * (width_px + 1))
+    follow = np.frombuffer(path, np.uint8).reshape(height_px + 1, width_px + 1)
+    for direction, (outside, dx, dy) in enumerate(
+        (
+            (padded[:-2, 1:-1], 0, 0),  # edge above a pixel, walked to the right
+            (padded[1:-1, 2:], 1, 0),  # edge on its right, downward
+            (padded[2:, 1:-1], 1, 1),  # edge below, to the left
+            (padded[1:-1, :-2], 0, 1),  # edge on its left, upward
         )
-    return rings
+    ):
+        follow[dy : dy + height_px, dx : dx + width_px][inside & ~outside] = direction
+    return path
 
 
 def _label_inside(labels: npt.NDArray[np.int32], corner: int, direction: int, stride: int) -> int:
@@ -161,11 +175,21 @@ def _label_inside(labels: npt.NDArray[np.int32], corner: int, direction: int, st
     return int(labels[y + dy, x + dx])
 
 
-def _ring(corners: list[int], turns: list[int], stride: int) -> Points:
-    """Join the middles of the edges, leave out what lies on a line, and close the ring."""
-    y, x = np.divmod(np.asarray(corners), stride)
-    middles = np.stack([x, y], axis=1) + 0.5 * np.asarray(STEPS, np.float64)[turns]
-    simple = cv2.approxPolyDP(middles.astype(np.float32)[:, None], TOLERANCE_PX, True)[:, 0]
+def _middles(corners: array[int], turns: bytearray, stride: int) -> npt.NDArray[np.float32]:
+    """Give the middles of edges, x and y, float32 (n, 2)."""
+    y, x = np.divmod(np.frombuffer(corners, np.int64), stride)
+    middles = _HALF_STEPS[np.frombuffer(turns, np.uint8)]
+    middles[:, 0] += x
+    middles[:, 1] += y
+    return middles
+
+
+def _ring(middles: npt.NDArray[np.float32]) -> Points:
+    """Leave out of a closed line what lies on a line between its neighbors, and close the ring."""
+    simple = cv2.approxPolyDP(middles[:, None], TOLERANCE_PX, True)[:, 0]
     # Of a ring of one or two pixels the simplification may leave a line.
-    kept = simple.astype(np.float64) if len(simple) >= 3 else middles
-    return np.concatenate([kept, kept[:1]])
+    kept = simple if len(simple) >= 3 else middles
+    ring = np.empty((len(kept) + 1, 2), np.float64)
+    ring[:-1] = kept
+    ring[-1] = kept[0]
+    return ring
