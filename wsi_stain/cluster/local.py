@@ -64,7 +64,7 @@ def local_crew(config: ClusterConfig, devices: Sequence[str]) -> Iterator[Crew]:
     warm_up(config, len(devices))
     with (
         tempfile.TemporaryDirectory(prefix="wsi-stain-") as folder,
-        dask.config.set(_settings(folder, devices) | page_settings(config)),
+        dask.config.set(_settings(folder, plan.devices) | page_settings(config)),
         quiet_logs(),
     ):
         try:
@@ -134,7 +134,7 @@ def _worker_specs(
         "death_timeout": START_TIMEOUT_S,
         "silence_logs": logging.CRITICAL,
         "preload": [],
-        "config": _settings(folder, devices),
+        "config": _settings(folder, plan.devices),
     }
 
     def worker(device: str, n_threads: int) -> dict[str, Any]:
