@@ -167,7 +167,7 @@ def check_devices(
         return [Remark(what, do)], []
     advice = [
         Remark(
-            "No CUDA device: translation runs on the CPU, about a second per tile and core.",
+            "No CUDA device: translation runs on the CPU, one to two seconds per tile and core.",
             "Ask for the time first: wsi-stain plan slide.svs",
         )
     ]

@@ -54,7 +54,7 @@ __all__ = [
 
 POSITIVE_UM = 1.0  # pixels on which positive regions are outlined, at least
 SMALLEST_POSITIVE_UM2 = 12.0
-MOST_POSITIVE = 50_000  # regions, the largest: some 15 MB that QuPath reads in seconds
+MOST_POSITIVE = 50_000  # regions, the largest: some 30 MB in all
 PLACE = ("tile", "x_px_out", "y_px_out", "size_px", "x_um", "y_um")
 # Scores of a tile as QuPath's tables name them; others keep their own names.
 SCORE_NAMES = {
