@@ -7,6 +7,8 @@ processes. `--tiles N` sets the size of the slide (about: the grid is square).
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import math
 import os
@@ -42,6 +44,7 @@ WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(2**23),
 }
 SHARDS = 500
+PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,13 @@ def main() -> None:
         n_tiles = int(sys.argv[at + 1])
         del sys.argv[at : at + 2]
     ruler = start("road", __doc__)
-    bench_dispatch(ruler)
+    adopt_orphans()
     has_student = load_bundle(BUNDLE, torch.device("cpu")).student is not None
     with tempfile.TemporaryDirectory() as folder:
         slide = write_slide(Path(folder) / "slide.svs", QUICK_TILES if ruler.quick else n_tiles)
         for way in ["student", "solver"] if has_student else ["solver"]:
             bench_way(ruler, slide, way)
+    bench_dispatch(ruler)  # last: the parent of its workers stays a child of this process
 
 
 # ---- the road -------------------------------------------------------------------------------
@@ -117,11 +121,25 @@ def spend(commands: list[list[str]], environment: dict[str, str]) -> tuple[Spent
     ]
     texts = [process.communicate()[0] for process in running]
     wall_s = time.perf_counter() - began_s
+    wait_for_orphans()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if any(process.returncode for process in running):
         raise SystemExit(f"a command failed: {commands[0]}")
     user_s, system_s = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
     return Spent(wall_s, user_s + system_s), texts
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what a command leaves behind, as the process its workers come from."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def wait_for_orphans() -> None:
+    """Wait for them: only then their CPU seconds count as ours."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.wait()
 
 
 def bare_sampler(way: str, n_tiles: int, steps: int) -> Spent:
