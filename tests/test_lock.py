@@ -134,7 +134,8 @@ def test_lock_is_taken_over_when_its_number_belongs_to_a_later_process(tmp_path:
 def test_lock_is_kept_when_the_kernel_forgot_it_but_the_process_lives(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     write_holder(path)
-    with pytest.raises(OutputError, match=r"If that run is dead, delete "), OutputLock(path):
+    words = rf"If `ps -p {os.getpid()}` shows that it is dead: rm "
+    with pytest.raises(OutputError, match=words), OutputLock(path):
         pass
     assert path.exists()
 
@@ -146,7 +147,8 @@ def test_lock_of_another_host_is_never_taken_over(tmp_path: Path) -> None:
     with pytest.raises(OutputError) as caught, OutputLock(path):
         pass
     assert "on host elsewhere since" in str(caught.value)
-    assert f"If that run is dead, delete {path}." in str(caught.value)
+    look = f"ssh elsewhere ps -p {2**22 + 1}"
+    assert f"If `{look}` shows that it is dead: rm {path}" in str(caught.value)
     assert path.read_bytes() == before
 
 

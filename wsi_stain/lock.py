@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shlex
 import socket
 import stat
 from datetime import UTC, datetime
@@ -172,7 +173,10 @@ class OutputLock:
             )
         hint = "Wait for it to end, or choose another folder with --out."
         if not sure:
-            hint += f" If that run is dead, delete {self.path}."
+            look = ["ps", "-p", str(holder.pid)]
+            look = look if holder.is_here() else ["ssh", holder.host, *look]
+            remove = shlex.join(["rm", str(self.path)])
+            hint += f" If `{shlex.join(look)}` shows that it is dead: {remove}"
         return LockedError(f"Another run works on this output: {holder} ({self.path}).", hint=hint)
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -239,6 +240,24 @@ def test_second_client_of_the_same_archive_is_refused(
         pytest.raises(LockedError, match=str(os.getpid())),
     ):
         run_over(small_slide, tmp_path)
+
+
+def test_dead_client_of_another_host_is_told_by_its_silence(
+    tmp_path: Path, small_slide: Path, run_over: RunOver
+) -> None:
+    run_over(small_slide, tmp_path)
+    lock = tmp_path / "archive.lock"
+    lock.write_text(
+        '{"host": "node7", "pid": 4711, "process_start": "", "since_utc": "2026-01-02T03:04:05"}'
+    )
+    hours_ago_s = time.time() - 3 * 3600
+    os.utime(tmp_path / "status.json", (hours_ago_s, hours_ago_s))
+    with pytest.raises(LockedError, match="process 4711 on host node7") as caught:
+        run_over(small_slide, tmp_path)
+    assert f"`ssh node7 ps -p 4711` shows that it is dead: rm {lock}" in caught.value.hint
+    assert caught.value.hint.endswith("It last wrote status.json 180 min ago.")
+    lock.unlink()
+    assert run_over(small_slide, tmp_path).slides[0].state == "skipped"
 
 
 def test_stores_and_copies_lie_on_scratch_and_go(

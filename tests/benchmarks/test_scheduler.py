@@ -18,7 +18,7 @@ def test_simulation_tells_its_figures() -> None:
     )
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     figures = {row["figure"].partition(",")[0]: row["value"] for row in rows}
-    assert len(figures) == len(rows) == 7
+    assert len(figures) == len(rows) == 8
     assert 0 < figures["efficiency"] <= 1
     assert 0 < figures["scheduler CPU per shard"] < 1000
     assert all("of 6 slides" in row["figure"] for row in rows)

@@ -7,13 +7,15 @@ In: jobs, orders. Out: pyramids, the archive's record. Not here: how slides shar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from wsi_stain.archive.jobs import Job
 from wsi_stain.archive.lanes import ArchiveListener, Lanes, Orders, Workers
 from wsi_stain.archive.ledger import Ledger
-from wsi_stain.archive.watch import Watch
+from wsi_stain.archive.watch import Watch, last_sign
 from wsi_stain.archive_record import ArchiveRecord
+from wsi_stain.errors import LockedError
 from wsi_stain.evaluate.archive_page import write_archive_page
 from wsi_stain.files import cannot_write
 from wsi_stain.lock import OutputLock
@@ -53,7 +55,11 @@ def run_archive(jobs: Sequence[Job], orders: Orders, listener: ArchiveListener) 
         files.logs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(files.logs, error) from error
-    with OutputLock(files.lock):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(OutputLock(files.lock))
+        except LockedError as error:
+            raise LockedError(error.message, hint=f"{error.hint} {last_sign(files)}") from error
         ledger = Ledger(files, jobs, Path(orders.base.bundle).name)
         watch = Watch(files, jobs)
 

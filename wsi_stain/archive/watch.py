@@ -19,7 +19,7 @@ from wsi_stain.archive.record import ArchiveFiles
 from wsi_stain.files import atomic_write_bytes
 from wsi_stain.manifest import Event
 
-__all__ = ["SlideStatus", "Status", "Watch"]
+__all__ = ["SlideStatus", "Status", "Watch", "last_sign"]
 
 WRITE_EVERY_S = 2.0
 PREFIX = "wsi_stain_archive"
@@ -157,6 +157,15 @@ class Watch:
         if not self._worked_bytes:
             return None
         return round(seconds * self._left_bytes / self._worked_bytes, 1)
+
+
+def last_sign(files: ArchiveFiles) -> str:
+    """Say when a client of an archive was last heard of: a live one writes every few minutes."""
+    try:
+        age_s = max(0.0, time.time() - files.status.stat().st_mtime)
+    except OSError:
+        return "It has written no status yet."
+    return f"It last wrote {files.status.name} {age_s / 60:.0f} min ago."
 
 
 def prometheus_text(status: Status) -> str:
