@@ -60,10 +60,8 @@ class StepState:
         Noise level.
     y_t, eps, y0_hat
         Current picture, predicted noise, clean estimate: float32 (B, 3, H, W).
-    start
-        Start image x'_0, (B, 3, H, W).
-    edges
-        Clean edge map of the H&E, (B, 1, H, W).
+    start, edges
+        Start image x'_0, (B, 3, H, W); clean edge map of the H&E, (B, 1, H, W).
     draw_x_t, draw_g_t
         Give `x_t` and `g_t`, which few terms look at, when asked.
     """
@@ -362,10 +360,8 @@ class Sum:
 
     def __call__(self, state: StepState) -> torch.Tensor:
         """Give the sum of the terms' gradients."""
-        total = torch.zeros_like(state.y_t)
-        for term in self.terms:
-            total = total + term(state)
-        return total
+        nothing = torch.zeros_like(state.y_t)
+        return functools.reduce(torch.add, (term(state) for term in self.terms), nothing)
 
 
 def roll_offsets(side: int, n: int, reach: int = 6) -> list[tuple[int, int]]:
