@@ -57,8 +57,8 @@ MAX_MPP = 0.55  # nominal 0.5 um/px of many scanners reaches 0.52
 KNOWN_ERROR = (
     "Against annotators the index is off by 7 points on average on 40 real Ki-67 fields (bias 0.1, "
     "sd 8.7; stroma counts here, not there), on which the method's constants were chosen, and 5 "
-    "points too low on 5 fields on which nothing was. 80 to 85 % of their nuclei are found, 95 % of "
-    "these classed alike."
+    "points too low on 5 fields on which nothing was. 80 to 85 % of their nuclei are found, 95 % "
+    "of these classed alike."
 )
 TIERS_PERCENT = (5.0, 30.0)
 _SATURATED = (255.0, 255.0, 255.0)
