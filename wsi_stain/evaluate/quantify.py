@@ -110,7 +110,7 @@ class Numbers(msgspec.Struct, frozen=True, kw_only=True):
         if spot is not None:
             x_um, y_um = spot.center_xy_um
             shown["hot spot"] = (
-                f"{spot.positive_per_mm2:.0f} positive nuclei per mm2 at {x_um / 1e3:.3f}, "
+                f"{spot.positive_per_mm2:,.0f} positive nuclei per mm2 at {x_um / 1e3:.3f}, "
                 f"{y_um / 1e3:.3f} mm ({spot.n_positive:,} of {spot.n_nuclei:,} nuclei)"
             )
         shown["its size"] = self.hot_spot_note

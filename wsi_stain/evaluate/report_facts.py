@@ -165,7 +165,8 @@ def slide_figures(numbers: Numbers) -> list[Figure]:
             "Hot spot",
             "none" if spot is None else f"{spot.positive_per_mm2:,.0f} per mm²",
             "" if spot is None else f"{spot.n_positive:,} of {spot.n_nuclei:,} nuclei positive",
-            f"Most positive nuclei per area of tissue. {numbers.hot_spot_note}",
+            "Most positive nuclei per area of tissue. "
+            + numbers.hot_spot_note.replace("mm2", "mm²"),
         ),
     ]
     sd = numbers.mean_dab_sd
