@@ -263,6 +263,22 @@ def test_environment_is_left_alone_when_workers_are_prepared() -> None:
     assert dict(os.environ) == before
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux")
+def test_parent_of_workers_hears_no_interrupt_when_it_imports() -> None:
+    program = """
+        import psutil
+        from wsi_stain.cluster.parent import prepare_parent
+        prepare_parent()
+        (parent,) = [p for p in psutil.Process().children() if "forkserver" in str(p.cmdline())]
+        print(open(f"/proc/{parent.pid}/status").read())
+        parent.kill()
+    """
+    code = textwrap.dedent(program)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    masks = dict(line.split(":", 1) for line in done.stdout.splitlines() if ":" in line)
+    assert int(masks["SigBlk"], 16) & 1 << (signal.SIGINT - 1)
+
+
 def test_numpy_has_one_thread_when_worker_is_one_of_several(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -42,8 +42,10 @@ def start_method(n_devices: int) -> str:
 
 def prepare_parent() -> None:
     """Start the parent if there is none; it ends with this process, and after its last worker."""
-    from multiprocessing import forkserver
+    from multiprocessing import forkserver, resource_tracker
 
+    # First, by itself: where it has to be started it lets interrupts in again.
+    resource_tracker.ensure_running()
     forkserver.set_forkserver_preload(list(IMPORTS))
     with _environment(worker_environment()), _without_interrupts():
         forkserver.ensure_running()
