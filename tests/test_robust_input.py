@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,14 @@ import torch
 
 from wsi_stain.cli import main
 from wsi_stain.config import BundleSpec, NetSpec, WriteConfig
-from wsi_stain.errors import SlideError
+from wsi_stain.errors import OutputError, SlideError
 from wsi_stain.geometry import Size
-from wsi_stain.layout import RunFiles
+from wsi_stain.layout import RunFiles, find_run
 from wsi_stain.slides.image import SlideSource
 from wsi_stain.translate.bundle import save_nets
 from wsi_stain.translate.networks import ScoreNet
 from wsi_stain.write.omezarr import write_omezarr
+from wsi_stain.write.validate import validate
 
 Pixels = npt.NDArray[np.uint8]
 Write = Callable[..., Path]
@@ -265,6 +266,20 @@ def test_slide_that_may_not_be_read_is_refused(
             assert "permission" in err
 
 
+def test_folder_that_may_not_be_entered_is_told() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o711)  # noqa: S103 - as above
+        closed = Path(place) / "closed.run"
+        root = os.geteuid() == 0
+        closed.mkdir(mode=0o700 if root else 0)
+        with _as_nobody() if root else nullcontext():
+            with pytest.raises(SlideError, match="Permission denied"):
+                SlideSource.open(closed)
+            with pytest.raises(OutputError, match="Permission denied"):
+                find_run(closed)
+            assert "Permission denied" in validate(closed / "a.ome.tiff").problems[0]
+
+
 @contextmanager
 def _as_nobody() -> Iterator[None]:
     os.seteuid(65534)
@@ -329,6 +344,7 @@ BAD_SETTINGS: dict[str, tuple[Callable[[Yard], list[object]], int, str]] = {
         2,
         "$.tiles.mask_mpp is not a finite",
     ),
+    "mask too fine": (lambda yard: _recipe(yard, "[tiles]\nmask_mpp = 0.05"), 2, "mask_mpp"),
     "flag not a number": (lambda yard: ["--mpp", "nan"], 2, "$.slide.mpp is not a finite"),
     "pixel size of the user": (lambda yard: ["--mpp", "0.001"], 2, "mpp"),
     "no bundle": (lambda yard: ["--bundle", "none"], 6, "No bundle none"),
@@ -570,6 +586,7 @@ ROWS: dict[str, tuple[int, tuple[str, ...]]] = {
         (
             "value out of bounds",
             "value not a number",
+            "mask too fine",
             "flag not a number",
             "pixel size of the user",
         ),

@@ -8,7 +8,10 @@ calls the library can catch `ValueError` or `OSError` as it would for any other 
 
 from __future__ import annotations
 
+import struct
+
 __all__ = [
+    "DAMAGE",
     "BatchError",
     "BundleError",
     "ConfigError",
@@ -25,6 +28,20 @@ __all__ = [
 ]
 
 QUOTED_CHARS = 200
+# What parsers, decoders and arithmetic raise on files that make no sense: all that a strange value
+# can cause. What is caught by this name is told as damage of the file at hand.
+DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 
 
 class WsiStainError(Exception):

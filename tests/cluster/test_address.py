@@ -154,7 +154,10 @@ def knock(address: str) -> None:
         Client(address, security=stranger, timeout=2)
 
 
-def test_nobody_at_the_address_is_one_clear_line(certificates: dict[str, Path]) -> None:
+def test_nobody_at_the_address_is_one_clear_line(
+    certificates: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsi_stain.cluster.address.CONNECT_S", 1)
     with (
         pytest.raises(DeviceError, match=r"tls://127\.0\.0\.1:9 cannot be reached") as caught,
         open_executor(config("tls://127.0.0.1:9", certificates), lambda _: 0),

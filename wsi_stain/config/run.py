@@ -13,6 +13,7 @@ import msgspec
 from wsi_stain.config.bundle import BundleSpec, GuidanceSpec, SolverSpec, StudentSpec
 from wsi_stain.config.values import (
     Fraction,
+    MaskMpp,
     Mpp,
     Seed,
     Settings,
@@ -39,7 +40,7 @@ class TileConfig(Settings, frozen=True, kw_only=True):
     tissue_min_fraction: Fraction = 0.02
     mpp_tolerance: Fraction = 0.1
     shard_tiles: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0  # 0: 64, fewer on small slides
-    mask_mpp: Mpp = 8.0
+    mask_mpp: MaskMpp = 8.0
 
 
 class StainConfig(Settings, frozen=True, kw_only=True):

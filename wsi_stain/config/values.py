@@ -14,6 +14,7 @@ Positive = Annotated[float, msgspec.Meta(gt=0.0)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0.0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Mpp = Annotated[float, msgspec.Meta(ge=0.05, le=20.0)]
+MaskMpp = Annotated[float, msgspec.Meta(ge=1.0, le=20.0)]  # a thumbnail: finer ones fill memory
 Seed = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 Rgb = tuple[float, float, float]
 Level = Annotated[float, msgspec.Meta(gt=0.0, le=255.0)]

@@ -29,10 +29,10 @@ def check_file(path: Path) -> None:
     """
     try:
         status = path.stat()
+        if (path / "zarr.json").is_file():  # an OME-Zarr is a folder
+            return
     except OSError as error:
         raise SlideError(f"Slide {path} cannot be opened: {error.strerror}.") from error
-    if (path / "zarr.json").is_file():  # an OME-Zarr is a folder
-        return
     if stat.S_ISDIR(status.st_mode):
         raise SlideError(
             f"Slide {path} is a folder.",

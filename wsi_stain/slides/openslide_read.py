@@ -18,7 +18,7 @@ import openslide
 import tifffile
 from PIL import Image, ImageCms
 
-from wsi_stain.errors import SlideError, in_one_line
+from wsi_stain.errors import DAMAGE, SlideError, in_one_line
 from wsi_stain.geometry import Region, Size
 from wsi_stain.slides.missing import UNDECODABLE, Cell, cells_of, tile_error
 from wsi_stain.slides.pixel_size import PixelSize, from_power, from_resolution
@@ -32,7 +32,6 @@ from wsi_stain.slides.slide_facts import (
     true_downsample,
 )
 from wsi_stain.slides.tiff_read import (
-    DAMAGE,
     TiffBackend,
     TiffPageReader,
     check_directories,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wsi_stain.errors import NoTissueError, PlanError
+from wsi_stain.errors import DAMAGE, NoTissueError, PlanError
 from wsi_stain.files import atomic_write_bytes
 from wsi_stain.geometry import Region, Scale, Size
 from wsi_stain.slides.mask import TissueMask
@@ -26,18 +26,6 @@ from wsi_stain.slides.mask import TissueMask
 __all__ = ["TileGrid", "plan_tiles"]
 
 GRID_SCHEMA = 1
-# What a header or table that is not ours makes json, numpy and arithmetic raise.
-_DAMAGE = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +127,7 @@ class TileGrid:
             table = np.load(path.with_suffix(".npy"), allow_pickle=False)
             grid = cls._from_parts(header, table)
             stated = header["digest"], header["schema"]
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise PlanError(f"Tile grid {path} cannot be read: {error}.", hint=hint) from error
         if stated != (grid.digest, GRID_SCHEMA):
             raise PlanError(f"Tile grid {path} is damaged: its digest differs.", hint=hint)

@@ -24,14 +24,14 @@ from typing import cast
 import numpy as np
 import tifffile
 
-from wsi_stain.errors import SlideError, in_one_line
+from wsi_stain.errors import DAMAGE, SlideError, in_one_line
 from wsi_stain.geometry import Region, Size
 from wsi_stain.slides.missing import UNDECODABLE, Cell, cells_of, tile_error
 from wsi_stain.slides.pixel_size import PixelSize, from_power, from_resolution
 from wsi_stain.slides.slide_facts import Level, Pixels, SlideFacts, true_downsample
 from wsi_stain.slides.streams import stream_fault
 
-__all__ = ["DAMAGE", "TiffBackend", "TiffPageReader", "check_directories", "damaged", "is_tiff"]
+__all__ = ["TiffBackend", "TiffPageReader", "check_directories", "damaged", "is_tiff"]
 
 # What is wrong with a file becomes an error of ours; tifffile's own lines would come on top of it
 # and may quote tags. Whoever wants them sets up logging.
@@ -41,19 +41,6 @@ CLASSIC = 42  # and 43 is BigTIFF
 LARGEST_SEGMENT_BYTES = 256 * 2**20
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NOT_SLIDES = frozenset({"label", "macro", "thumbnail", "overview", "map"})
-# What tifffile and its codecs raise on tags and tiles that make no sense.
-DAMAGE = (
-    tifffile.TiffFileError,
-    struct.error,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 _NUMBER = r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?"
 _UM = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from wsi_stain.errors import SlideError, in_one_line
+from wsi_stain.errors import DAMAGE, SlideError, in_one_line
 from wsi_stain.geometry import Region, Size
 from wsi_stain.slides.missing import UNDECODABLE, Cell, cells_of, tile_error
 from wsi_stain.slides.pixel_size import PixelSize
@@ -27,17 +27,6 @@ from wsi_stain.slides.slide_facts import (
 
 __all__ = ["ZarrBackend"]
 
-# What zarr makes of metadata or chunks that are not there, cut or foreign.
-DAMAGE = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 AXES = ["c", "y", "x"]
 MOST_ABSENT = 1_000_000  # pieces that may have no file: a lie may state any number
 

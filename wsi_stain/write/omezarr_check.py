@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from wsi_stain.errors import in_one_line
+from wsi_stain.errors import DAMAGE, in_one_line
 from wsi_stain.geometry import Region, Size
 from wsi_stain.write import checks
 from wsi_stain.write.probes import (
@@ -35,17 +35,6 @@ __all__ = ["validate_omezarr"]
 
 Pixels = npt.NDArray[np.uint8]
 
-# What zarr and JSON raise on damaged or foreign folders (decompressors raise RuntimeErrors).
-DAMAGE = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 VERSION = "0.5"
 AXES = [("c", "channel", None), ("y", "space", "micrometer"), ("x", "space", "micrometer")]
 NO_CHUNK = 2**64 - 1

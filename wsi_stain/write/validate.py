@@ -11,7 +11,6 @@ slides would be no stranger.
 from __future__ import annotations
 
 import logging
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -21,7 +20,7 @@ import numpy.typing as npt
 import openslide
 import tifffile
 
-from wsi_stain.errors import in_one_line
+from wsi_stain.errors import DAMAGE, in_one_line
 from wsi_stain.geometry import Region, Size
 from wsi_stain.write import checks
 from wsi_stain.write.checks import FileView, LevelView
@@ -43,19 +42,6 @@ Pixels = npt.NDArray[np.uint8]
 # What it finds becomes a problem of ours; tifffile's own lines would come on top of it.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
-# What tifffile and the codecs raise on a damaged file (the codecs' errors are RuntimeErrors).
-DAMAGE = (
-    tifffile.TiffFileError,
-    struct.error,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 TILES_PER_LEVEL = 16  # decoded, evenly spread, with the first and the last
 
 
