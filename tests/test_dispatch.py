@@ -237,6 +237,15 @@ def test_worker_has_one_thread_and_no_device_when_on_cores(dask_executor: Execut
     assert found == {("1", "1", "1", "")}
 
 
+def test_opencv_has_one_thread_when_worker_is_one_of_several(dask_executor: Executor) -> None:
+    def task(number: int) -> int:
+        import cv2  # noqa: PLC0415 - the task travels by value
+
+        return cv2.getNumThreads()
+
+    assert {count for _, count in dask_executor.run(task, range(2))} == {1}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux")
 def test_worker_has_its_imports_when_it_begins(dask_executor: Executor) -> None:
     def task(number: int) -> tuple[bool, int]:

@@ -91,7 +91,12 @@ def _literal(value: Any) -> str:
 
 def thread_environment(n_threads: int) -> dict[str, str]:
     """Bound the threads of numerical libraries: they read it once, when they are imported."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    names = (
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "OPENCV_FOR_THREADS_NUM",
+    )
     return dict.fromkeys(names, str(n_threads))
 
 
