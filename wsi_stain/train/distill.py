@@ -175,7 +175,9 @@ def export_student(
     weights, samples = load_average(folder, "distill")
     images = [image for field in load_fields(config, "train") for image in field.images]
     distill = config.distill
-    line = f"{distill.pairs} teacher pairs, loss {distill.loss}; {describe(images, samples)}"
+    before = ", on from an earlier student" if distill.from_student else ""
+    line = f"{distill.pairs} teacher pairs, loss {distill.loss}{before}; "
+    line += describe(images, samples)
     spec = structs.replace(
         spec,
         student=StudentSpec(
