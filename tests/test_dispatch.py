@@ -466,7 +466,7 @@ def test_no_orphan_stays_when_the_main_process_is_stopped(tmp_path: Path, how: s
         else:
             process.kill()
         _, errors = process.communicate(timeout=60)
-    assert len(pids) >= 2
+    assert len(pids) >= 2, errors
     end_s = time.monotonic() + 20
     while any(alive(pid) for pid in pids) and time.monotonic() < end_s:
         time.sleep(0.1)
