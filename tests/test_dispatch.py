@@ -410,9 +410,14 @@ def test_error_is_ours_when_no_worker_is_left(monkeypatch: pytest.MonkeyPatch) -
             list(executor.run(lambda number: time.sleep(30), range(3)))
 
 
-def test_error_is_ours_when_workers_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Nanny failed to start"), AssertionError("Status.starting")]
+)
+def test_error_is_ours_when_workers_cannot_start(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def refuse(**_: Any) -> None:
-        raise RuntimeError("Nanny failed to start")
+        raise error
 
     monkeypatch.setattr("distributed.SpecCluster", refuse)
     with (

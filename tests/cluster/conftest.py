@@ -1,8 +1,14 @@
-"""Dask as separate processes: a scheduler and workers that a test starts and kills."""
+"""Dask as separate processes, and a real Slurm of one node: started, and killed, by tests.
+
+Slurm needs root and Debian's packages slurm-wlm and munge (`.ci/run` installs them where it can).
+Its two GPUs are null devices: Slurm binds and counts them like real ones.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +25,29 @@ from wsi_stain.cluster.quiet import as_environment, dask_settings
 CHECKOUT = Path(__file__).resolve().parents[2]
 LOOPBACK = "127.0.0.1"
 START_S = 500  # a busy machine is no failure
+SLURM_CONF = """\
+ClusterName=local
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+AuthType=auth/munge
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+ReturnToService=2
+GresTypes=gpu
+SlurmctldPort={port}
+SlurmdPort={worker_port}
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+KillWait=5
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory={memory_mb} Gres=gpu:2 State=UNKNOWN
+PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
 
 
 @dataclass
@@ -138,3 +167,94 @@ def start_dask(tmp_path: Path) -> Iterator[Callable[[dict[str, Path] | None], Da
     yield start
     for processes in made:
         processes.stop()
+
+
+@dataclass(frozen=True)
+class SlurmNode:
+    """A Slurm of this host, and what a test asks of it."""
+
+    folder: Path
+
+    def call(self, *command: object) -> str:
+        return _call(*command)
+
+    def jobs(self, state: str = "R") -> list[str]:
+        """Numbers of the jobs in a state: those that run, or PD for those that wait."""
+        return _call("squeue", "-h", "-t", state, "-o", "%i").split()
+
+    def wait_until(self, true: Callable[[], bool], what: str) -> None:
+        end_s = time.monotonic() + START_S
+        while not true():
+            assert time.monotonic() < end_s, what
+            time.sleep(0.1)
+
+    def cancel_all(self) -> None:
+        for job in [*self.jobs("R"), *self.jobs("PD")]:
+            _call("scancel", job)
+
+
+def _call(*command: object) -> str:
+    words = [str(word) for word in command]
+    return subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def _stop(pid_file: Path) -> None:
+    process = psutil.Process(int(pid_file.read_text()))
+    process.terminate()
+    process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def munge() -> Iterator[None]:
+    """Slurm's way to know who is who; left alone where it runs already."""
+    for name in ("munged", "slurmctld", "slurmd"):
+        if shutil.which(name) is None:
+            pytest.skip(f"no {name}: apt-get install slurm-wlm munge")
+    if os.geteuid() != 0:
+        pytest.skip("a Slurm of its own needs root")
+    running = "munged" in {process.info["name"] for process in psutil.process_iter(["name"])}
+    if not running:
+        _call("install", "-d", "-o", "munge", "-g", "munge", "/run/munge")
+        _call("runuser", "-u", "munge", "--", shutil.which("munged"))
+    yield
+    if not running:
+        _stop(Path("/run/munge/munged.pid"))
+
+
+@pytest.fixture(scope="session")
+def node(munge: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmNode]:
+    """A Slurm of this host with two GPUs that are none."""
+    folder = tmp_path_factory.mktemp("slurm")
+    for name in ("state", "spool"):
+        (folder / name).mkdir()
+    for name in ("gpu0", "gpu1"):
+        _call("mknod", folder / name, "c", "1", "3")
+    (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-1]\n")
+    facts = {
+        "host": socket.gethostname().split(".")[0],
+        "port": _free_port(),
+        "worker_port": _free_port(),
+        "folder": folder,
+        "memory_mb": psutil.virtual_memory().total // 2**20 // 2,
+    }
+    conf, slurm = folder / "slurm.conf", SlurmNode(folder)
+    conf.write_text(SLURM_CONF.format(**facts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(conf))
+        _call("slurmctld", "-f", conf)
+        _call("slurmd", "-f", conf)
+        try:
+            slurm.wait_until(
+                lambda: _call("sinfo", "-h", "-o", "%T").strip() == "idle", "no idle node"
+            )
+            yield slurm
+        finally:
+            slurm.cancel_all()
+            _stop(folder / "slurmd.pid")
+            _stop(folder / "slurmctld.pid")

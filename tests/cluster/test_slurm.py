@@ -1,26 +1,20 @@
-"""Workers as Slurm jobs: on a real Slurm of one node, which the test starts and stops itself.
-
-Needs root and Debian's packages slurm-wlm and munge (`.ci/run` installs them where it can). The two
-GPUs are null devices: Slurm binds and counts them like real ones.
-"""
+"""Workers as Slurm jobs: on a real Slurm of one node (see `conftest`)."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import socket
-import subprocess
+import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from msgspec import structs
 
-from wsi_stain.cluster import slurm
+from wsi_stain.cluster import slurm, waiting
 from wsi_stain.cluster.credentials import new_credentials
 from wsi_stain.config import BundleSpec, ClusterConfig, RunConfig, SlurmConfig, TileConfig
 from wsi_stain.dispatch import open_executor
@@ -32,102 +26,7 @@ from wsi_stain.translate.bundle import save_nets
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 START_S = 120
-SLURM_CONF = """\
-ClusterName=local
-SlurmctldHost={host}(127.0.0.1)
-SlurmUser=root
-AuthType=auth/munge
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
-ReturnToService=2
-GresTypes=gpu
-SlurmctldPort={port}
-SlurmdPort={worker_port}
-SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
-SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
-StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
-KillWait=5
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory={memory_mb} Gres=gpu:2 State=UNKNOWN
-PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP
-"""
-
-
-def call(*command: object) -> str:
-    words = [str(word) for word in command]
-    return subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout
-
-
-def wait_until(true: Callable[[], bool], what: str) -> None:
-    end_s = time.monotonic() + START_S
-    while not true():
-        assert time.monotonic() < end_s, what
-        time.sleep(0.1)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def munge() -> Iterator[None]:
-    """Slurm's way to know who is who; left alone where it runs already."""
-    for name in ("munged", "slurmctld", "slurmd"):
-        if shutil.which(name) is None:
-            pytest.skip(f"no {name}: apt-get install slurm-wlm munge")
-    if os.geteuid() != 0:
-        pytest.skip("a Slurm of its own needs root")
-    running = "munged" in {process.info["name"] for process in psutil.process_iter(["name"])}
-    if not running:
-        call("install", "-d", "-o", "munge", "-g", "munge", "/run/munge")
-        call("runuser", "-u", "munge", "--", shutil.which("munged"))
-    yield
-    if not running:
-        stop(Path("/run/munge/munged.pid"))
-
-
-def stop(pid_file: Path) -> None:
-    with_pid = psutil.Process(int(pid_file.read_text()))
-    with_pid.terminate()
-    with_pid.wait(timeout=30)
-
-
-@pytest.fixture(scope="module")
-def node(munge: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A Slurm of this host with two GPUs that are none; gives its folder."""
-    folder = tmp_path_factory.mktemp("slurm")
-    for name in ("state", "spool"):
-        (folder / name).mkdir()
-    for name in ("gpu0", "gpu1"):
-        call("mknod", folder / name, "c", "1", "3")
-    (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-1]\n")
-    facts = {
-        "host": socket.gethostname().split(".")[0],
-        "port": free_port(),
-        "worker_port": free_port(),
-        "folder": folder,
-        "memory_mb": psutil.virtual_memory().total // 2**20 // 2,
-    }
-    conf = folder / "slurm.conf"
-    conf.write_text(SLURM_CONF.format(**facts))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLURM_CONF", str(conf))
-        call("slurmctld", "-f", conf)
-        call("slurmd", "-f", conf)
-        try:
-            wait_until(lambda: call("sinfo", "-h", "-o", "%T").strip() == "idle", "no idle node")
-            yield folder
-        finally:
-            for job in call("squeue", "-h", "-o", "%i").split():
-                call("scancel", job)
-            stop(folder / "slurmd.pid")
-            stop(folder / "slurmctld.pid")
+Node = Any  # what the fixture `node` gives
 
 
 def settings(folder: Path, **more: Any) -> ClusterConfig:
@@ -146,11 +45,6 @@ def settings(folder: Path, **more: Any) -> ClusterConfig:
     )
     given: dict[str, Any] = {"executor": "slurm", "workers": 2, "device": "cpu", "wait_s": 240}
     return ClusterConfig(**(given | more), slurm=job)
-
-
-def jobs() -> list[str]:
-    """Names of jobs that run now."""
-    return call("squeue", "-h", "-t", "R", "-o", "%i").split()
 
 
 # ---- without Slurm ------------------------------------------------------------------------------
@@ -218,7 +112,7 @@ def test_job_script_asks_for_one_device_and_keeps_pages_at_home(tmp_path: Path) 
 
 
 @pytest.mark.cluster
-def test_job_that_slurm_refuses_is_one_clear_line(node: Path, tmp_path: Path) -> None:
+def test_job_that_slurm_refuses_is_one_clear_line(node: Node, tmp_path: Path) -> None:
     import msgspec  # noqa: PLC0415 - one use
 
     config = settings(tmp_path)
@@ -235,7 +129,7 @@ def test_job_that_slurm_refuses_is_one_clear_line(node: Path, tmp_path: Path) ->
 
 
 @pytest.mark.cluster
-def test_cancelled_job_changes_no_byte(node: Path, tmp_path: Path, synthetic_slide: Path) -> None:
+def test_cancelled_job_changes_no_byte(node: Node, tmp_path: Path, synthetic_slide: Path) -> None:
     bundle = tmp_path / "identity"
     save_nets(bundle, BundleSpec(name="identity", marker="Test", start_image="stain"), {})
     tiles = TileConfig(shard_tiles=2, overlap_px=64)
@@ -247,11 +141,11 @@ def test_cancelled_job_changes_no_byte(node: Path, tmp_path: Path, synthetic_sli
     def listen(event: Event) -> None:
         if event.stage != "translate" or event.kind != "advance":
             return
-        seen["jobs"] |= set(jobs())
+        seen["jobs"] |= set(node.jobs())
         if not seen["cancelled"]:
             seen["listening"] = listening()
-            seen["cancelled"] = jobs()[:1]
-            call("scancel", *seen["cancelled"])
+            seen["cancelled"] = node.jobs()[:1]
+            node.call("scancel", *seen["cancelled"])
 
     result = translate_slide(synthetic_slide, tmp_path / "slurm", config, listener=listen)
     assert len(seen["cancelled"]) == 1
@@ -259,20 +153,20 @@ def test_cancelled_job_changes_no_byte(node: Path, tmp_path: Path, synthetic_sli
     assert seen["listening"] == {"127.0.0.1"}
     record = result.files.manifest.read_text()
     assert str(tmp_path) not in record
-    wait_until(lambda: jobs() == [], "jobs outlive the run")
+    node.wait_until(lambda: node.jobs() == [], "jobs outlive the run")
 
 
 @pytest.mark.cluster
-def test_lost_jobs_are_replaced_and_devices_are_their_own(node: Path, tmp_path: Path) -> None:
+def test_lost_jobs_are_replaced_and_devices_are_their_own(node: Node, tmp_path: Path) -> None:
     def task(number: int) -> tuple[str, str]:
         time.sleep(0.5)
         return os.environ["SLURM_JOB_ID"], os.environ["CUDA_VISIBLE_DEVICES"]
 
     with open_executor(settings(tmp_path), lambda _: 0) as executor:
         assert executor.device == "cpu"
-        wait_until(lambda: len(jobs()) == 2, "two jobs")
-        first = set(jobs())
-        threading.Timer(2.0, lambda: call("scancel", sorted(first)[0])).start()
+        node.wait_until(lambda: len(node.jobs()) == 2, "two jobs")
+        first = set(node.jobs())
+        threading.Timer(2.0, lambda: node.call("scancel", sorted(first)[0])).start()
         found: set[tuple[str, str]] = set()
         end_s = time.monotonic() + START_S
         while len({job for job, _ in found}) < 3:
@@ -297,3 +191,51 @@ def listening() -> set[str]:
         for connection in process.net_connections(kind="inet")
         if connection.status == psutil.CONN_LISTEN
     }
+
+
+@pytest.mark.cluster
+def test_queue_is_told_while_jobs_wait(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "EVERY_S", 2.0)
+    words = ("--parsable", "--gres=gpu:2", "-o/dev/null", "--wrap=sleep 900")
+    holder = node.call("sbatch", *words).strip()
+    node.wait_until(lambda: node.jobs() == [holder], "the holder runs")
+    heard: list[str] = []
+
+    def listen(event: Event) -> None:
+        assert (event.stage, event.kind) == ("workers", "note")
+        heard.append(event.text)
+        if "PENDING (Resources)" in event.text:
+            node.call("scancel", holder)
+
+    try:
+        with open_executor(settings(tmp_path), lambda _: 0, listen) as executor:
+            found = sorted(executor.run(lambda number: -number, range(4)))
+    finally:
+        node.cancel_all()
+    assert found == [(number, -number) for number in range(4)]
+    told = [line for line in heard if "PENDING (Resources)" in line]
+    assert re.match(r"waiting for workers: 0 of 2, jobs? \d+.* PENDING \(Resources\)", told[0])
+    assert re.fullmatch(r"workers: [12] of 2 are there", heard[-1])
+
+
+@pytest.mark.cluster
+def test_work_goes_on_when_workers_reach_their_lifetime(node: Node, tmp_path: Path) -> None:
+    def task(number: int) -> str:
+        time.sleep(0.5)
+        return os.environ["SLURM_JOB_ID"]
+
+    config = settings(tmp_path, workers=1)
+    config = structs.replace(config, slurm=structs.replace(config.slurm, walltime_min=3))
+    with open_executor(config, lambda _: 0) as executor:
+        found: dict[int, str] = {}
+        end_s = time.monotonic() + START_S + 120
+        while len(set(found.values())) < 2:
+            assert time.monotonic() < end_s, found
+            first = len(found)
+            new = dict(executor.run(task, range(first, first + 20)))
+            assert sorted(new) == [*range(first, first + 20)], "each shard once"
+            found |= new
+    logs = "".join(path.read_text() for path in (tmp_path / "shared" / "logs").iterdir())
+    assert "worker-lifetime-reached" in logs
