@@ -7,9 +7,9 @@ at the first polygon that is not valid; so validity is judged exactly, on that g
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 GRID = 100  # steps per px
+CHUNK = 128  # edges looked at together: neighbors lie close, few others near them
 OBJECT_TYPES = ("annotation", "detection", "tile")  # of those that QuPath knows, what we write
 # QuPath takes detections of these classes for cells, and reckons a "Positive %" from them.
 CELL_CLASSES = {"Positive", "Negative", "1+", "2+", "3+"}
@@ -96,40 +97,65 @@ def _polygon(geometry: dict[str, Any], size: tuple[int, int]) -> list[Ints]:
         assert (ring.max(axis=0) <= np.asarray(size) * GRID).all()
         assert _twice_area(ring) != 0
         assert not touches(ring, ring)
-    for one, other in itertools.combinations(rings, 2):
-        assert not touches(one, other)
     outer, *holes = rings
+    assert not any(touches(hole, outer) for hole in holes)
+    assert not any(touches(holes[i], holes[j]) for i, j in _near(holes))
     assert all(_is_inside(hole[0], outer) for hole in holes)
     return rings
 
 
 def touches(one: Ints, other: Ints) -> bool:
     """Tell whether any edges of two rings meet, but for the ends that neighbors share."""
-    a, b = one[:-1, None], one[1:, None]
-    c, d = other[None, :-1], other[None, 1:]
+    n = len(other) - 1
+    low, high = np.minimum(other[:-1], other[1:]), np.maximum(other[:-1], other[1:])
+    for first in range(0, len(one) - 1, CHUNK):
+        part = one[first : first + CHUNK + 1]
+        near = (low <= part.max(axis=0)).all(axis=1) & (high >= part.min(axis=0)).all(axis=1)
+        [there] = np.nonzero(near)
+        meeting = _meet(part[:-1], part[1:], other[:-1][there], other[1:][there])
+        if one is other:
+            apart = (np.arange(first, first + len(part) - 1)[:, None] - there[None]) % n
+            meeting &= (apart > 1) & (apart < n - 1)
+        if meeting.any():
+            return True
+    return one is other and _folds(one)
+
+
+def _meet(start: Ints, end: Ints, start_2: Ints, end_2: Ints) -> npt.NDArray[np.bool_]:
+    """Tell which edges of one list meet which of another: bool (n, m)."""
+    a, b, c, d = start[:, None], end[:, None], start_2[None], end_2[None]
     turns = [_side(a, b, c), _side(a, b, d), _side(c, d, a), _side(c, d, b)]
-    crossing = (turns[0] * turns[1] < 0) & (turns[2] * turns[3] < 0)
-    for turn, point, (start, end) in zip(
+    meeting = (turns[0] * turns[1] < 0) & (turns[2] * turns[3] < 0)
+    for turn, point, (p, q) in zip(
         turns, (c, d, a, b), ((a, b), (a, b), (c, d), (c, d)), strict=True
     ):
-        low, high = np.minimum(start, end), np.maximum(start, end)
-        crossing |= (turn == 0) & ((low <= point) & (point <= high)).all(axis=-1)
-    if one is other:
-        n = len(one) - 1
-        at = np.arange(n)
-        crossing[at, at] = crossing[at, (at + 1) % n] = crossing[(at + 1) % n, at] = False
-        before, here, after = one[:-2], one[1:-1], one[2:]
-        folded = (_side(before, here, after) == 0) & (
-            ((here - before) * (after - here)).sum(axis=-1) < 0
-        )
-        return bool(crossing.any() or folded.any())
-    return bool(crossing.any())
+        between = (np.minimum(p, q) <= point) & (point <= np.maximum(p, q))
+        meeting |= (turn == 0) & between.all(axis=-1)
+    return np.asarray(meeting)
+
+
+def _folds(ring: Ints) -> bool:
+    """Tell whether a ring turns back on itself at a corner."""
+    before = np.concatenate([ring[-2:-1], ring[:-2]])
+    here, after = ring[:-1], ring[1:]
+    back = ((here - before) * (after - here)).sum(axis=-1) < 0
+    return bool(((_side(before, here, after) == 0) & back).any())
 
 
 def _side(p: Ints, q: Ints, r: Ints) -> Ints:
     """Sign of the turn from p over q to r."""
     cross = (q - p)[..., 0] * (r - p)[..., 1] - (q - p)[..., 1] * (r - p)[..., 0]
     return np.asarray(np.sign(cross), np.int64)
+
+
+def _near(rings: list[Ints]) -> Iterator[tuple[int, int]]:
+    """Give pairs of rings whose boxes meet: a region may have thousands of holes."""
+    low = np.array([ring.min(axis=0) for ring in rings]).reshape(-1, 2)
+    high = np.array([ring.max(axis=0) for ring in rings]).reshape(-1, 2)
+    for i in range(len(rings)):
+        meets = (low[i + 1 :] <= high[i]).all(axis=1) & (high[i + 1 :] >= low[i]).all(axis=1)
+        for step in np.flatnonzero(meets):
+            yield i, i + 1 + int(step)
 
 
 def _twice_area(ring: Ints) -> int:
