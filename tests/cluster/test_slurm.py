@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -239,3 +240,16 @@ def test_work_goes_on_when_workers_reach_their_lifetime(node: Node, tmp_path: Pa
             found |= new
     logs = "".join(path.read_text() for path in (tmp_path / "shared" / "logs").iterdir())
     assert "worker-lifetime-reached" in logs
+
+
+def test_jobqueue_is_imported_without_taking_ctrl_c() -> None:
+    script = (
+        "import signal, sys, threading\n"
+        "from wsi_stain.cluster import get_ready\n"
+        "from wsi_stain.config import ClusterConfig\n"
+        "before = signal.getsignal(signal.SIGINT)\n"
+        "get_ready(ClusterConfig(executor='slurm', workers=1))\n"
+        "assert 'dask_jobqueue' in sys.modules\n"
+        "assert signal.getsignal(signal.SIGINT) is before\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, check=True)

@@ -35,6 +35,7 @@ from wsi_stain.archive.record import ArchiveFiles
 from wsi_stain.archive.scratch import DiskBudget, Stager, scratch_folder
 from wsi_stain.archive.weather import may_pass
 from wsi_stain.archive.wording import next_command, told, without_folders
+from wsi_stain.cluster import get_ready
 from wsi_stain.config import ArchiveConfig, ClusterConfig, RunConfig
 from wsi_stain.dispatch import Executor, open_executor
 from wsi_stain.errors import DiskFullError, OutputError, WsiStainError
@@ -100,6 +101,7 @@ class Workers:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="workers")
 
     def __enter__(self) -> Workers:
+        get_ready(self._cluster)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -14,7 +14,7 @@ from wsi_stain.cluster.local import local_crew
 from wsi_stain.cluster.machine import available_cores, visible_devices
 from wsi_stain.cluster.parcels import Parcels, open_parcels, run_shard
 from wsi_stain.cluster.parent import warm_up
-from wsi_stain.cluster.slurm import slurm_crew
+from wsi_stain.cluster.slurm import import_jobqueue, slurm_crew
 from wsi_stain.cluster.waiting import Hear, silent
 from wsi_stain.config import ClusterConfig
 
@@ -24,6 +24,7 @@ __all__ = [
     "Parcels",
     "Places",
     "available_cores",
+    "get_ready",
     "open_crew",
     "open_parcels",
     "run_shard",
@@ -31,6 +32,12 @@ __all__ = [
     "warm_up",
     "workers_for",
 ]
+
+
+def get_ready(config: ClusterConfig) -> None:
+    """Do what only the main thread can, before workers are opened in another one."""
+    if config.executor == "slurm":
+        import_jobqueue()
 
 
 def open_crew(

@@ -13,9 +13,11 @@ from __future__ import annotations
 import logging
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from dask_jobqueue import SLURMCluster
     from distributed import Security
 
-__all__ = ["slurm_crew"]
+__all__ = ["import_jobqueue", "slurm_crew"]
 
 LOOPBACK = "127.0.0.1"
 # A worker says good-bye this long before its walltime, each one a little apart from the others.
@@ -72,6 +74,8 @@ def slurm_crew(config: ClusterConfig, hear: Hear) -> Iterator[Crew]:
 
     _check_tools()
     check_dashboard(config)
+    if threading.current_thread() is threading.main_thread():
+        import_jobqueue()
     with _private_folder(config.slurm) as folder:
         settings = _settings(str(folder))
         with dask.config.set(settings | page_settings(config)), quiet_logs():
@@ -131,6 +135,22 @@ def queue_line(answer: str) -> str:
         f"job{'s' if len(numbers) > 1 else ''} {', '.join(numbers)} {state}"
         for state, numbers in groups.items()
     )
+
+
+def import_jobqueue() -> None:
+    """Import dask-jobqueue, if it is there; call it in the main thread.
+
+    It takes over Ctrl-C as it is imported, which no other thread may do; here Ctrl-C is given back.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("dask_jobqueue") is None:
+        return  # told when workers are started
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    import dask_jobqueue  # noqa: F401
+
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def _check_tools() -> None:
