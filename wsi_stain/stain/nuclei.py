@@ -30,8 +30,10 @@ INSIDE_UM, RIM_UM = 1.0, 1.0
 # Share of the tissue over which brown goes over into blue.
 SOFT_SHARE = 0.01
 # Mean OD that a unit of eosin gives stroma, and that tissue has at least: the training IHC's own
-# stroma is paler, but then every fourth pixel of pale tissue would pass for glass.
-STROMA_OD, VEIL_OD = 0.35, 0.15
+# stroma is paler, but then every tenth pixel would pass for glass. It has the blue of the
+# counterstain at this quantile: in the pale ranks' own grey the background looks like slate.
+STROMA_OD, VEIL_OD = 0.30, 0.135
+TINT_QUANTILE = 26 / 32
 # The darkest of the counterstain are mixed with brown in real fields: beyond this quantile they
 # keep its color and only darken. And the net pales blue nuclei, as much as this makes good.
 PURE_QUANTILE = 27 / 32
@@ -117,7 +119,7 @@ def fit_nuclei(
     blue_od, brown_od = _blue(np.array(reference.blue_od)), np.array(reference.brown_od)
     blue_in, blue_od = _knots(own[around <= cut], blue_od)
     brown_in, brown_od = _knots(own[around > cut], brown_od)
-    pale = np.array(reference.ranked_od[len(reference.ranked_od) // 4])
+    tint = np.array(reference.ranked_od[round(TINT_QUANTILE * (len(reference.ranked_od) - 1))])
     return NucleusColors(
         sigma_px=sigma_px,
         reach_px=reach_px,
@@ -126,8 +128,8 @@ def fit_nuclei(
         blue_od=tuple(map(as_rgb, blue_od)),
         brown_in=brown_in,
         brown_od=tuple(map(as_rgb, brown_od)),
-        stroma_rgb=as_rgb(STROMA_OD * pale / pale.mean()),
-        veil_rgb=as_rgb(VEIL_OD * pale / pale.mean()),
+        stroma_rgb=as_rgb(STROMA_OD * tint / tint.mean()),
+        veil_rgb=as_rgb(VEIL_OD * tint / tint.mean()),
     )
 
 
