@@ -143,7 +143,8 @@ class Run:
         path.replace(self.files.unsound)
         raise OutputError(
             f"{path} was written but is not sound: {'; '.join(found.problems)}.",
-            hint=f"It lies in {self.files.unsound}; report this with the manifest beside it.",
+            hint=f"It lies in {self.files.unsound}. Where a slide is damaged its overview may show "
+            "something else than its tiles; otherwise report this with the manifest beside it.",
         )
 
     def score_tiles(self) -> None:
