@@ -189,14 +189,17 @@ class DaskExecutor(StepRunner):
         futures = self._take(ended)
         well = [future for future in futures if future.status == "finished"]
         try:
-            results = dict(zip(well, self._client.gather(well), strict=True))
+            # A result may be lost with its worker, and its shard fail when it is made again.
+            fetched = self._client.gather(well, errors="skip")
         except CancelledError as error:
             raise _scheduler_lost() from error
-        except Exception:  # whatever it is, its own future tells it the next time
-            # A result was lost with its worker, and its shard failed when it was made again.
+        except OSError:  # the way to the scheduler broke: the futures tell what became of it
+            fetched = []
+        if len(fetched) < len(well):  # their status tells the rest the next time
             for future in futures:
                 future.add_done_callback(ended.put)
             return []
+        results = dict(zip(well, fetched, strict=True))
         return [
             _Outcome(running.pop(future), results.get(future), _error_of(future))
             for future in futures
