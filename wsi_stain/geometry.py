@@ -11,6 +11,7 @@ same corner, so both pictures lie over each other in a viewer.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 __all__ = ["Region", "Scale", "Size", "choose_scale", "pyramid_sizes"]
@@ -69,6 +70,10 @@ class Region(NamedTuple):
         width_px = max(0, min(self.right_px, other.right_px) - x_px)
         height_px = max(0, min(self.bottom_px, other.bottom_px) - y_px)
         return Region(x_px, y_px, width_px, height_px)
+
+    def touches_any(self, others: Iterable[Region]) -> bool:
+        """Tell whether some pixel lies in one of the others, too."""
+        return any(0 not in self.intersect(other).size for other in others)
 
 
 class Scale(NamedTuple):

@@ -66,7 +66,7 @@ class ZarrBackend:
         """Read a region that lies inside a level, as uint8 (h, w, 3) RGB."""
         holes = [cell.region for cell in self.left_out if cell.level == level]
         try:
-            if not _touches(region, holes):
+            if not region.touches_any(holes):
                 return self._planes(level, region)
         except DAMAGE:
             pass  # chunk by chunk it shows which one
@@ -76,7 +76,7 @@ class ZarrBackend:
             part = region.intersect(cell.region)
             x_px, y_px = part.x_px - region.x_px, part.y_px - region.y_px
             place = out[y_px : y_px + part.height_px, x_px : x_px + part.width_px]
-            if _touches(part, holes):
+            if part.touches_any(holes):
                 place[:] = self.facts.background
                 continue
             try:
@@ -92,10 +92,6 @@ class ZarrBackend:
 
     def close(self) -> None:
         """Do nothing: no file stays open."""
-
-
-def _touches(region: Region, holes: list[Region]) -> bool:
-    return any(0 not in region.intersect(hole).size for hole in holes)
 
 
 def _absent(folder: Path, level: int, array: zarr.Array[Any]) -> Iterator[Cell]:

@@ -39,7 +39,7 @@ def expectation(plan: SlidePlan, missing: Iterable[MissingTile] = ()) -> Expecte
         for x_px in _spread(size.width_px)
     ]
     holes = [tile.region_l0 for tile in missing]
-    boxes = [box for box in boxes if not _touches_any(scaled(box, grid.scale.factor), holes)]
+    boxes = [box for box in boxes if not scaled(box, grid.scale.factor).touches_any(holes)]
     full = _wholly(tissue, boxes, grid.scale.factor)
     empty = _wholly(glass, boxes, grid.scale.factor)
     return Expected(
@@ -56,10 +56,6 @@ def _wholly(mask: TissueMask, boxes: list[Region], factor: float) -> list[Region
     corners = np.array([[b.x_px, b.y_px, b.right_px, b.bottom_px] for b in boxes])
     shares = mask.fractions(corners, factor)
     return [box for box, share in zip(boxes, shares, strict=True) if share >= 1.0]
-
-
-def _touches_any(region_l0: Region, holes: list[Region]) -> bool:
-    return any(0 not in region_l0.intersect(hole).size for hole in holes)
 
 
 def _spread(side_px: int) -> list[int]:

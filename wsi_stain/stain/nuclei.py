@@ -101,7 +101,8 @@ def fit_nuclei(
     BundleError
         The reference was measured without the colors of the two stains.
     """
-    if not (reference.positive_share and reference.blue_od and reference.brown_od):
+    known = (reference.ranked_od, reference.blue_od, reference.brown_od)
+    if not (reference.positive_share and all(known)):
         raise BundleError(
             "The bundle's color reference has no colors of single stains; start image 'nuclei' "
             "needs them.",
