@@ -5,6 +5,8 @@ In: jobs, orders. Out: figures, and `forecast.csv` beside them. Not here: how th
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,12 +114,17 @@ def look_out(jobs: Sequence[Job], orders: Orders, listener: Listener) -> Outlook
 def _pace(
     jobs: Sequence[Job], slides: Sequence[SlideForecast], orders: Orders, listener: Listener
 ) -> Pace | None:
-    """Take the pace from the slide in the middle by size."""
+    """Take the pace from the slide that the middle one of all tiles lies on.
+
+    Most of the time goes there: the slide in the middle by size may be of another scanner.
+    """
     by_name = {job.name: job for job in jobs}
     ahead = sorted((slide for slide in slides if slide.state == "to do"), key=lambda s: s.tiles)
     if not ahead:
         return None
-    job = by_name[ahead[len(ahead) // 2].name]
+    last_tile = list(itertools.accumulate(slide.tiles for slide in ahead))
+    middle = ahead[bisect.bisect_left(last_tile, (last_tile[-1] + 1) // 2)]
+    job = by_name[middle.name]
     path = orders.files.out / "pace.json"
     pace = read_pace(path, job, orders)
     if pace is None:

@@ -4,8 +4,8 @@ In: a slide of the archive, orders. Out: seconds per start, slide and tile. Not 
 other slides (`forecast`).
 
 The very road is run on a few tiles, then on more of them, with as many slides at once as the
-archive will have. Two times and two unknowns: what a slide costs beside its tiles, and what a
-tile costs. Both are seconds of the archive's clock, with all that overlaps, so that
+archive will have, and all workers busy to the end. Two times and two unknowns: what a slide costs
+beside its tiles, and what a tile costs. Both are seconds of the archive's clock, with all that overlaps, so that
 
     seconds = start + slides x slide_s + tiles x tile_s
 """
@@ -13,6 +13,7 @@ tile costs. Both are seconds of the archive's clock, with all that overlaps, so 
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 import time
 from contextlib import nullcontext
@@ -114,15 +115,15 @@ def measure_pace(job: Job, orders: Orders, path: Path) -> Pace:
             probe = _Probe(job, orders, folder, workers)
             probe.run(1, FEW_TILES)
             warm_s = time.monotonic() - began_s
-            few_s, n_few = probe.run(probe.at_once, FEW_TILES)
+            few_s, n_few = probe.run(probe.n_slides, FEW_TILES)
             more = _how_many(few_s, n_few)
-            many_s, n_many = probe.run(probe.at_once, more)
+            many_s, n_many = probe.run(probe.n_slides, more)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     tile_s = max(0.0, many_s - few_s) / max(1, n_many - n_few)
     if n_many <= n_few:  # slides of a handful of tiles
         tile_s = 0.0
-    slide_s = max(0.0, few_s - n_few * tile_s) / probe.at_once
+    slide_s = max(0.0, few_s - n_few * tile_s) / probe.n_slides
     pace = Pace(
         key=pace_key(job, orders),
         workers=probe.n_workers,
@@ -146,8 +147,10 @@ class _Probe:
 
     def __init__(self, job: Job, orders: Orders, folder: Path, workers: Workers) -> None:
         serial = orders.base.cluster.executor == "serial"
-        self.at_once = 1 if serial else orders.config.slides_at_once
         self.n_workers = 1 if serial else _n_workers(orders)
+        # As many for each worker: three shards on two of them would take the time of four.
+        rounds = math.ceil(orders.config.slides_at_once / self.n_workers)
+        self.n_slides = 1 if serial else rounds * self.n_workers
         self._job, self._orders, self._folder, self._workers = job, orders, folder, workers
         self._runs = 0
 

@@ -48,5 +48,5 @@ class ColorHold:
         """Give the gradient whose step moves the clean estimate by ``color_pull`` of the way."""
         missing = state.start - state.y0_hat
         missing = missing - missing.mean(dim=1, keepdim=True)
-        local = blur(missing.flatten(0, 1).unsqueeze(1), self.spec.color_window_px)
-        return (self.spec.color_pull / self.schedule.kappa(state.t)) * local.view_as(missing)
+        local = blur(missing, self.spec.color_window_px)
+        return (self.spec.color_pull / self.schedule.kappa(state.t)) * local

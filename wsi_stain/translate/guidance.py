@@ -132,15 +132,22 @@ def sobel(luma: torch.Tensor) -> torch.Tensor:
     return torch.sqrt(g_x.square() + g_y.square() + 1e-8)
 
 
-def blur(luma: torch.Tensor, sd_px: float) -> torch.Tensor:
-    """Smooth one-channel pictures (B, 1, H, W) by a Gaussian that ends at 3 sd."""
+def blur(maps: torch.Tensor, sd_px: float) -> torch.Tensor:
+    """Smooth each map of (B, C, H, W) by a Gaussian that ends at 3 sd; borders continue.
+
+    All maps lie side by side as channels of one picture, each with a kernel of its own: for those
+    there are fast kernels, for pictures of one channel there are none (a thirtieth of the time).
+    """
     radius = round(3 * sd_px)
-    x = torch.arange(-radius, radius + 1, device=luma.device, dtype=torch.float32)
+    x = torch.arange(-radius, radius + 1, device=maps.device, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (x / sd_px) ** 2)
     kernel = kernel / kernel.sum()
-    padded = F.pad(luma, (radius,) * 4, mode="replicate")
-    rows = F.conv2d(padded, kernel.view(1, 1, 1, -1))
-    return F.conv2d(rows, kernel.view(1, 1, -1, 1))
+    side_by_side = maps.flatten(0, 1)[None].contiguous(memory_format=torch.channels_last)
+    n = side_by_side.shape[1]
+    padded = F.pad(side_by_side, (radius,) * 4, mode="replicate")
+    rows = F.conv2d(padded, kernel.view(1, 1, 1, -1).expand(n, 1, 1, -1), groups=n)
+    smooth = F.conv2d(rows, kernel.view(1, 1, -1, 1).expand(n, 1, -1, 1), groups=n)
+    return smooth.view(maps.shape)
 
 
 def energy_weight(t: int, spec: GuidanceSpec, start_step: int) -> float:
