@@ -5,7 +5,8 @@ other slides (`forecast`).
 
 The very road is run on a few tiles, then on more of them, with as many slides at once as the
 archive will have, and all workers busy to the end. Two times and two unknowns: what a slide costs
-beside its tiles, and what a tile costs. Both are seconds of the archive's clock, with all that overlaps, so that
+beside its tiles, and what a tile costs. Both are seconds of the archive's clock, with all that
+overlaps, so that
 
     seconds = start + slides x slide_s + tiles x tile_s
 """
