@@ -34,6 +34,8 @@ variants = [
 ]
 [palette]
 folder = "ihc"
+[[real]]
+folder = "ihc"
 [[images]]
 name = "pairs"
 mpp = 0.5

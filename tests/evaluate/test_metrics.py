@@ -141,6 +141,7 @@ def test_whitespace_error_counts_both_ways() -> None:
     result = whitespace_error(out, he, (240,) * 3, (240,) * 3)
     assert result.error_fraction == pytest.approx(0.30)
     assert result.signed_fraction == pytest.approx(0.10)
+    assert result.he_fraction == pytest.approx(0.60)
 
 
 def test_luma_is_bt601() -> None:

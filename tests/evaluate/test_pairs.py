@@ -14,7 +14,7 @@ import pytest
 
 from wsi_stain.config import ColorReference, load_recipe
 from wsi_stain.errors import ConfigError
-from wsi_stain.evaluate.pairs import find_images, load_subject, palette_pixels
+from wsi_stain.evaluate.pairs import find_images, load_subject, palette_pixels, real_pictures
 from wsi_stain.evaluate.recipe import EvaluateConfig, ImageChoice
 
 Rgb8 = npt.NDArray[np.uint8]
@@ -163,6 +163,11 @@ def test_palette_brings_every_image_to_one_white(root: Path) -> None:
     color = ColorReference(white=(250.0, 250.0, 250.0))
     palette = palette_pixels(ImageChoice(folder="train"), root, color)
     assert np.abs(palette - brown).max() <= 1.0
+    real = real_pictures((ImageChoice(folder="train"),), root, color, 60)
+    assert [picture.shape for picture in real] == [(60, 60, 3)] * 2
+    for picture in real:
+        assert np.abs(picture[:, 30:] - brown).max() <= 1.0
+        assert np.abs(picture[:, :10] - 250.0).max() <= 1.0
     save(root / "blank/a.png", np.full((50, 50, 3), 250, np.uint8))
     with pytest.raises(ConfigError, match="0 stained"):
         palette_pixels(ImageChoice(folder="blank"), root, color)

@@ -43,7 +43,13 @@ def test_no_place_is_doubted_when_pictures_agree_or_stain_is_pale() -> None:
 
 def field(labelling: LabellingIndex | None, n_tissue_px: int, n_positive_px: int) -> FieldNumbers:
     return FieldNumbers(
-        Region(0, 0, 9, 9), labelling, n_tissue_px, n_positive_px, 0.2, Whitespace(0.1, 0.05), 0.6
+        Region(0, 0, 9, 9),
+        labelling,
+        n_tissue_px,
+        n_positive_px,
+        0.2,
+        Whitespace(0.1, 0.05, 0.2),
+        0.6,
     )
 
 

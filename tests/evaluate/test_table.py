@@ -113,6 +113,32 @@ def test_set_wide_numbers_follow_their_definitions(tmp_path: Path) -> None:
     assert value["dab_kl"] == pytest.approx(0.0, abs=1e-6)
 
 
+def test_a_set_is_compared_with_the_real_stain_without_pairs(tmp_path: Path) -> None:
+    rows = pair_rows(tmp_path, 2)
+    for method, level in (("a", 100), ("b", 180)):
+        for i in range(2):
+            picture = np.full((8, 8, 3), level, np.uint8)
+            write_picture(picture_path(tmp_path, f"p/{i}", method), picture)
+    rows += [row("b", f"p/{i}", f"s{i}", {}) for i in range(2)]
+    real = [np.full((6, 6, 3), 100, np.uint8)] * 3
+    table = cells(scopes(rows)[0], tmp_path, 0, real)
+    assert find(table, "all", "a", "hist_real").value.mean == pytest.approx(1.0)
+    assert find(table, "all", "b", "hist_real").value.mean < 0.1
+    assert find(table, "all", "a", "dab_kl_real").value.mean == pytest.approx(0.0, abs=1e-6)
+    assert "hist_real" not in {c.metric for c in cells(scopes(rows)[0], tmp_path, 0)}
+
+
+def test_white_area_is_that_of_all_images_together(tmp_path: Path) -> None:
+    rows = [
+        row("a", "g/1", "s1", {"white_he": 0.4, "white_signed": 0.1}),
+        row("a", "g/2", "s2", {"white_he": 0.0, "white_signed": 0.02}),
+    ]
+    area = find(cells(scopes(rows)[0], tmp_path, 0), "all", "a", "white_area").value
+    assert area.mean == pytest.approx(0.52 / 0.4), "no image without glass decides it"
+    blank = [row("a", "g/1", "s1", {"white_he": 0.0, "white_signed": 0.1})]
+    assert "white_area" not in {c.metric for c in cells(scopes(blank)[0], tmp_path, 0)}
+
+
 def test_correlation_of_few_images_is_not_reported(tmp_path: Path) -> None:
     table = cells(scopes(pair_rows(tmp_path, 4))[1], tmp_path, 0)
     assert "dab_p90_r" not in {c.metric for c in table}

@@ -23,6 +23,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 from msgspec import structs
+from numpy.typing import NDArray
 
 from wsi_stain.bundles import bundle_digest, find_bundle
 from wsi_stain.config import BundleSpec, load_recipe
@@ -37,6 +38,7 @@ from wsi_stain.evaluate.pairs import (
     find_images,
     load_subject,
     palette_pixels,
+    real_pictures,
 )
 from wsi_stain.evaluate.recipe import EvaluateConfig
 from wsi_stain.evaluate.rows import Row, append_row, picture_path, read_rows, write_rows
@@ -49,6 +51,8 @@ from wsi_stain.stages import digest
 from wsi_stain.translate.bundle import load_bundle, pick_device
 
 __all__ = ["evaluate", "run_evaluation"]
+
+Rgb8 = NDArray[np.uint8]
 
 STATEMENT = "Virtual stain, research use only: not for diagnosis."
 
@@ -67,6 +71,8 @@ class Bench:
         Methods, variants first.
     files
         Images.
+    real
+        Held-out IHC of the bundle's own stain.
     """
 
     config: EvaluateConfig
@@ -74,6 +80,7 @@ class Bench:
     bundle: dict[str, str]
     painters: tuple[Painter, ...]
     files: tuple[ImageFile, ...]
+    real: tuple[Rgb8, ...]
 
 
 def evaluate(
@@ -123,7 +130,7 @@ def run_evaluation(config: EvaluateConfig, out: Path, listener: Listener = ignor
         raise OutputError(f"Folder {out} cannot be made: {error.strerror}.") from error
     rows = _make_rows(bench, out, listener)
     found = scopes(rows)
-    table = [cell for scope in found for cell in cells(scope, out, config.seed)]
+    table = [cell for scope in found for cell in cells(scope, out, config.seed, bench.real)]
     atomic_write_bytes(out / "table.csv", table_csv(table).encode())
     write_picture(out / "sheet.png", draw_sheet(rows, out, config.sheet_cell_px, config.sheet_rows))
     atomic_write_bytes(out / "run.json", _record(bench, rows))
@@ -138,15 +145,17 @@ def _prepare(config: EvaluateConfig) -> Bench:
     files = tuple(find_images(config))
     bundle = load_bundle(config.bundle, pick_device(config.device))
     variants = [ModelPainter.of(variant, bundle, config) for variant in config.variants]
+    root, color = Path(config.root).expanduser(), bundle.spec.color
     palette = np.empty((0, 3), np.uint8)
     if config.palette is not None:
-        root = Path(config.root).expanduser()
-        palette = palette_pixels(config.palette, root, bundle.spec.color)
+        palette = palette_pixels(config.palette, root, color)
+    real = tuple(real_pictures(config.real, root, color, config.crop_px))
     palette_digest = hashlib.sha256(palette.tobytes()).hexdigest()
-    white = bundle.spec.color.white
-    nulls = [NullPainter(n, palette, palette_digest, white, config.blur_px) for n in config.nulls]
+    nulls = [
+        NullPainter(n, palette, palette_digest, color.white, config.blur_px) for n in config.nulls
+    ]
     name = {"name": bundle.spec.name, "digest": bundle_digest(find_bundle(config.bundle))}
-    return Bench(config, bundle.spec, name, (*variants, *nulls), files)
+    return Bench(config, bundle.spec, name, (*variants, *nulls), files, real)
 
 
 def _make_rows(bench: Bench, out: Path, listener: Listener) -> list[Row]:
@@ -270,10 +279,11 @@ def _record(bench: Bench, rows: Sequence[Row]) -> bytes:
 def _heading(bench: Bench, rows: Sequence[Row]) -> str:
     first = rows[0]
     crop = f"central {bench.config.crop_px} px" if bench.config.crop_px else "whole images"
+    real = f"; {len(bench.real)} held-out fields of real stain" if bench.real else ""
     return (
         f"# Evaluation of {bench.bundle['name']} ({bench.bundle['digest'][:12]})\n\n"
         f"{STATEMENT}\n\n"
-        f"{len(bench.files)} images, {crop} at about {bench.spec.mpp:g} um/px, seed "
+        f"{len(bench.files)} images, {crop} at about {bench.spec.mpp:g} um/px{real}, seed "
         f"{bench.config.seed}, metrics version {METRIC_VERSION}, IOD `dab` exact. Mean [95 % "
         "interval, resampled by slide or folder; none under 5]. A method counts only if it beats "
         "`null-recolor` on stain and `null-blur` on structure; `source` is the H&E itself. "

@@ -34,7 +34,7 @@ __all__ = [
     "whitespace_error",
 ]
 
-METRIC_VERSION = 3  # 2: nuclei by blob response; 3: bare white error, seams, spread
+METRIC_VERSION = 4  # 2: nuclei by blob response; 3: bare white error, seams, spread; 4: white area
 
 Rgb8 = NDArray[np.uint8]
 Doubles = NDArray[np.float64]
@@ -54,10 +54,13 @@ class Whitespace(NamedTuple):
         White in exactly one of the two, 0..1.
     signed_fraction
         White share of the output minus that of the H&E, -1..1.
+    he_fraction
+        White share of the H&E, 0..1.
     """
 
     error_fraction: float
     signed_fraction: float
+    he_fraction: float
 
 
 def luma(rgb: Rgb8) -> Doubles:
@@ -199,7 +202,7 @@ def whitespace_error(
     Returns
     -------
     Whitespace
-        Unsigned and signed.
+        Unsigned, signed, and what the H&E has.
     """
     _check_pair(output, he)
     ours = ~is_stained(output, output_white, GLASS_OD)
@@ -207,6 +210,7 @@ def whitespace_error(
     return Whitespace(
         error_fraction=float(np.mean(ours != theirs)),
         signed_fraction=float(ours.mean() - theirs.mean()),
+        he_fraction=float(theirs.mean()),
     )
 
 

@@ -27,7 +27,7 @@ from wsi_stain.stain.density import is_stained
 from wsi_stain.stain.white import WhitePoint, estimate_white
 from wsi_stain.translate.fit import ColorFit
 
-__all__ = ["ImageFile", "Subject", "find_images", "load_subject", "palette_pixels"]
+__all__ = ["ImageFile", "Subject", "find_images", "load_subject", "palette_pixels", "real_pictures"]
 
 Rgb8 = NDArray[np.uint8]
 
@@ -184,9 +184,7 @@ def palette_pixels(choice: ImageChoice, root: Path, color: ColorReference) -> Rg
     """
     parts = []
     for path, _ in _choose(root, choice):
-        picture, _ = _read(path)
-        gain = np.array(color.white) / np.array(_white(picture, choice.white).rgb)
-        pixels = np.clip(np.rint(picture.reshape(-1, 3) * gain), 0, 255).astype(np.uint8)
+        pixels = _to_white(_read(path)[0], choice.white, color).reshape(-1, 3)
         stained = pixels[is_stained(pixels, color.white)]
         parts.append(stained[:: max(1, -(-len(stained) // PALETTE_PIXELS_PER_IMAGE))])
     palette = np.concatenate(parts)
@@ -197,6 +195,48 @@ def palette_pixels(choice: ImageChoice, root: Path, color: ColorReference) -> Rg
             hint="Choose other images in [palette].",
         )
     return palette
+
+
+def real_pictures(
+    choices: Sequence[ImageChoice], root: Path, color: ColorReference, crop_px: int
+) -> list[Rgb8]:
+    """Read the middle of IHC images, each brought to the bundle's white.
+
+    Parameters
+    ----------
+    choices
+        Held-out IHC of the bundle's own stain.
+    root
+        Root folder of the recipe.
+    color
+        Its `white` is where the glass of every image goes.
+    crop_px
+        Side of the middle, in the files' own pixels; 0: all of it.
+
+    Returns
+    -------
+    list of ndarray
+        uint8 (h, w, 3).
+
+    Raises
+    ------
+    ConfigError
+        A choice has no image, or one cannot be read.
+    """
+    found = []
+    for choice in choices:
+        for path, _ in _choose(root, choice):
+            picture = _to_white(_read(path)[0], choice.white, color)
+            crop = _central(_size(picture), crop_px)
+            found.append(picture[crop.y_px : crop.bottom_px, crop.x_px : crop.right_px])
+    return found
+
+
+def _to_white(picture: Rgb8, background: Rgb, color: ColorReference) -> Rgb8:
+    """Bring the glass of a picture to the bundle's white."""
+    gain = np.array(color.white) / np.array(_white(picture, background).rgb)
+    balanced: Rgb8 = np.clip(np.rint(picture * gain), 0, 255).astype(np.uint8)
+    return balanced
 
 
 def _group_files(root: Path, group: ImageGroup) -> Iterator[ImageFile]:

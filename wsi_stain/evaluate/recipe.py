@@ -98,7 +98,8 @@ class EvaluateConfig(Settings, frozen=True, kw_only=True):
 
     ``crop_px=0`` takes whole images; else the central square of that side, at the model's pixel
     size. The first variant is what the others are compared with. `palette` names training IHC,
-    whose colors the null rows take.
+    whose colors the null rows take; `real` names held-out IHC of the bundle's own stain, for the
+    comparison of whole sets that needs no pairs.
     """
 
     bundle: str = "ki67"
@@ -113,6 +114,7 @@ class EvaluateConfig(Settings, frozen=True, kw_only=True):
     variants: Annotated[tuple[Variant, ...], msgspec.Meta(min_length=1)]
     nulls: tuple[NullRow, ...] = ("source", "null-recolor", "null-blur")
     palette: ImageChoice | None = None
+    real: tuple[ImageChoice, ...] = ()
     blur_px: Positive = 2.0
     positive_od: Positive = 0.15
     sheet_rows: Count = 16

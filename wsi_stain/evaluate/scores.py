@@ -38,6 +38,7 @@ UNPAIRED = (
     "sobel_ssim",
     "white_error",
     "white_signed",
+    "white_he",
     "hue_deg",
     "positive_fraction",
     "labelling_percent",
@@ -81,6 +82,7 @@ def score_picture(painted: Rgb8, white: Rgb, subject: Subject, positive_od: floa
         "sobel_ssim": sobel_ssim(painted, he),
         "white_error": space.error_fraction,
         "white_signed": space.signed_fraction,
+        "white_he": space.he_fraction,
         **_stain_scores(painted, white, mpp, positive_od),
     }
     if subject.reference is None or subject.reference_glass is None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wsi_stain.evaluate.metrics import hist_pooled
 from wsi_stain.evaluate.metrics_null import Interval, bootstrap_interval
@@ -26,17 +27,22 @@ from wsi_stain.evaluate.sheet import read_picture
 
 __all__ = ["Cell", "Scope", "cells", "scopes", "table_csv", "table_markdown"]
 
+Rgb8 = NDArray[np.uint8]
+
 MIN_FOR_R = 5  # Pearson over fewer images says nothing
 READ_UNPAIRED = (
     "sobel_ssim",
     "white_error",
     "white_error_bare",
+    "white_area",
     "seam_ratio",
     "seam_ratio_he",
     "hue_deg",
     "labelling_percent",
     "dab_p90",
     "miod",
+    "hist_real",
+    "dab_kl_real",
     "dab_sd",
     "sd_error_rho",
 )
@@ -46,6 +52,7 @@ TITLES = {
     "sobel_ssim": "Sobel-SSIM to H&E",
     "white_error": "white error",
     "white_error_bare": "the same, bare",
+    "white_area": "white area / H&E's",
     "seam_ratio": "seam ratio",
     "seam_ratio_he": "of the H&E there",
     "dab_sd": "sd over seeds",
@@ -54,6 +61,8 @@ TITLES = {
     "labelling_percent": "labelling index, %",
     "dab_p90": "DAB p90",
     "miod": "mIOD",
+    "hist_real": "Hist to real stain",
+    "dab_kl_real": "DAB KL to it, nats",
     "ssim": "SSIM",
     "vif": "VIF",
     "hist": "Hist",
@@ -120,7 +129,7 @@ def scopes(rows: Sequence[Row]) -> list[Scope]:
     return found
 
 
-def cells(scope: Scope, out: Path, seed: int) -> list[Cell]:
+def cells(scope: Scope, out: Path, seed: int, real: Sequence[Rgb8] = ()) -> list[Cell]:
     """Average a set of images, method by method.
 
     Parameters
@@ -131,6 +140,8 @@ def cells(scope: Scope, out: Path, seed: int) -> list[Cell]:
         Folder of the evaluation, for set-wide numbers over pixels.
     seed
         Of the resampling.
+    real
+        Held-out pictures of the bundle's own stain.
 
     Returns
     -------
@@ -148,8 +159,11 @@ def cells(scope: Scope, out: Path, seed: int) -> list[Cell]:
                 base = None if method == scope.methods[0] else first
                 change = _difference(ours, base, metric, seed)
                 made.append(Cell(scope.name, method, metric, value, change))
+        made += list(_area_cells(scope.name, method, ours))
         if scope.paired:
             made += list(_set_cells(scope.name, method, ours, out))
+        elif real:
+            made += list(_real_cells(scope.name, method, ours, out, real))
     return made
 
 
@@ -216,6 +230,29 @@ def _difference(
         return None if ours is None or theirs is None else ours - theirs
 
     return _mean(rows, [change(row) for row in rows], seed)
+
+
+def _area_cells(scope: str, method: str, rows: Sequence[Row]) -> Iterator[Cell]:
+    """White area of all pictures together over that of their H&E."""
+    he = [v for row in rows if (v := row.scores["white_he"]) is not None]
+    more = [v for row in rows if (v := row.scores["white_signed"]) is not None]
+    if sum(he) > 0.0:
+        n_slides = len({row.slide for row in rows})
+        ratio = Interval(1.0 + sum(more) / sum(he), None, None, len(rows), n_slides)
+        yield Cell(scope, method, "white_area", ratio, None)
+
+
+def _real_cells(
+    scope: str, method: str, rows: Sequence[Row], out: Path, real: Sequence[Rgb8]
+) -> Iterator[Cell]:
+    """Compare the colors of all pictures with those of the real stain, on other tissue."""
+    made = [read_picture(picture_path(out, row.image, method)) for row in rows]
+    n_slides = len({row.slide for row in rows})
+    for metric, value in (
+        ("hist_real", hist_pooled(made, real)),
+        ("dab_kl_real", dab_kl(made, real)),
+    ):
+        yield Cell(scope, method, metric, Interval(value, None, None, len(rows), n_slides), None)
 
 
 def _set_cells(scope: str, method: str, rows: Sequence[Row], out: Path) -> Iterator[Cell]:

@@ -32,12 +32,12 @@ SOFT_SHARE = 0.01
 # Mean OD that a unit of eosin gives stroma, and that tissue has at least: the training IHC's own
 # stroma is paler, but then every tenth pixel would pass for glass. It has the blue of the
 # counterstain at this quantile: in the pale ranks' own grey the background looks like slate.
-STROMA_OD, VEIL_OD = 0.30, 0.135
+STROMA_OD, VEIL_OD = 0.30, 0.15
 TINT_QUANTILE = 26 / 32
 # The darkest of the counterstain are mixed with brown in real fields: beyond this quantile they
-# keep its color and only darken. And the net pales blue nuclei, as much as this makes good.
+# keep its color and only darken. And the net pales nuclei, as much as this makes good.
 PURE_QUANTILE = 27 / 32
-BLUE_CONTRAST = 1.7
+BLUE_CONTRAST, BROWN_CONTRAST = 1.7, 1.3
 _MAX_EOSIN = 1.2
 _FIT_PIXELS = 400_000
 
@@ -117,7 +117,10 @@ def fit_nuclei(
     begin, cut, end = np.quantile(
         around, np.clip([1.0 - share - SOFT_SHARE, 1.0 - share, 1.0 - share + SOFT_SHARE], 0, 1)
     )
-    blue_od, brown_od = _blue(np.array(reference.blue_od)), np.array(reference.brown_od)
+    blue_od, brown_od = (
+        _blue(np.array(reference.blue_od)),
+        _deepen(np.array(reference.brown_od), BROWN_CONTRAST),
+    )
     blue_in, blue_od = _knots(own[around <= cut], blue_od)
     brown_in, brown_od = _knots(own[around > cut], brown_od)
     tint = np.array(reference.ranked_od[round(TINT_QUANTILE * (len(reference.ranked_od) - 1))])
@@ -197,9 +200,15 @@ def _blue(table: Doubles) -> Doubles:
     last = round(PURE_QUANTILE * (len(table) - 1))
     pure = table.copy()
     pure[last:] = mean[last:, None] * table[last] / mean[last]
+    return _deepen(pure, BLUE_CONTRAST)
+
+
+def _deepen(table: Doubles, contrast: float) -> Doubles:
+    """Move the darker half of the colors away from the middle one; their hue stays."""
+    mean = table.mean(axis=1)
     middle = np.median(mean)
-    deeper = np.where(mean > middle, middle + BLUE_CONTRAST * (mean - middle), mean)
-    scaled: Doubles = pure * (deeper / mean)[:, None]
+    deeper = np.where(mean > middle, middle + contrast * (mean - middle), mean)
+    scaled: Doubles = table * (deeper / mean)[:, None]
     return scaled
 
 
