@@ -288,6 +288,29 @@ def test_unsound_output_is_an_error_not_a_result(
         translate_slide(synthetic_slide, tmp_path, settings(identity_bundle))
 
 
+def test_an_overview_of_other_content_is_told_and_not_blamed_on_the_pyramid(
+    identity_bundle: Path, he_pixels: Pixels, tmp_path: Path
+) -> None:
+    """As of a damaged tile that still decodes: glass where the overview has tissue."""
+    full = he_pixels.copy()
+    full[:550] = 243
+    with tifffile.TiffWriter(slide := tmp_path / "slide.tiff") as tiff:
+        for level, pixels in ((0, full), (1, he_pixels[::2, ::2]), (2, he_pixels[::4, ::4])):
+            tiff.write(
+                pixels,
+                tile=(256, 256),
+                photometric="rgb",
+                subfiletype=int(level > 0),
+                metadata=None,
+                resolution=(20_000 / 2**level,) * 2,
+                resolutionunit="CENTIMETER",
+            )
+    result = translate_slide(slide, tmp_path, settings(identity_bundle))
+    notes = [note for note in result.summary["notes"] if "show different things" in note]
+    assert len(notes) == 1
+    assert validate(result.files.output).ok
+
+
 def test_slide_that_fails_beside_the_work_leaves_no_pyramid(
     identity_bundle: Path, small_slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,8 @@ from torch import nn
 from wsi_stain.config import GuidanceSpec, SampleConfig, SolverSpec, resolve_sampling
 from wsi_stain.translate.bundle import ModelBundle, load_bundle, pick_device
 from wsi_stain.translate.cost import count_tile_flop
-from wsi_stain.translate.guidance import Guidance, StepState, gradient_map
+from wsi_stain.translate.guidance import Guidance, StepState
+from wsi_stain.translate.maps import gradient_map
 from wsi_stain.translate.noise import NoiseField, Schedule
 from wsi_stain.translate.pixels import to_model
 from wsi_stain.translate.sampler import Noise

@@ -27,7 +27,8 @@ from wsi_stain.train.mine import (
     nce_estimate,
     pair_scores,
 )
-from wsi_stain.translate.guidance import gradient_map, roll_offsets
+from wsi_stain.translate.guidance import roll_offsets
+from wsi_stain.translate.maps import gradient_map
 from wsi_stain.translate.networks import Critic
 
 LOSSES = ("smile", "mine", "nce")

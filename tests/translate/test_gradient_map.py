@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 import torch
 
-from wsi_stain.translate.guidance import gradient_map
+from wsi_stain.translate.maps import gradient_map
 
 KINDS = ("sobel", "ngf", "dog", "smooth")
 

@@ -12,7 +12,8 @@ from msgspec import structs
 
 from wsi_stain.config import GuidanceSpec, SolverSpec
 from wsi_stain.errors import DeviceError
-from wsi_stain.translate.guidance import Guidance, StepState, gradient_map
+from wsi_stain.translate.guidance import Guidance, StepState
+from wsi_stain.translate.maps import gradient_map
 from wsi_stain.translate.networks import ScoreNet
 from wsi_stain.translate.noise import MAP_NOISE_STEP, START_NOISE_STEP, Schedule
 from wsi_stain.translate.sampler import (

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from wsi_stain.config import GuidanceSpec
-from wsi_stain.translate.guidance import StepState, gradient_map
+from wsi_stain.translate.guidance import StepState
+from wsi_stain.translate.maps import gradient_map
 from wsi_stain.translate.noise import Schedule
 from wsi_stain.translate.structure import (
     MAX_CORRELATION,

@@ -25,7 +25,7 @@ from wsi_stain.slides.store import PatchStore
 from wsi_stain.stain.normalize import StainTransform
 from wsi_stain.stain.start import StartTransform
 from wsi_stain.translate.bundle import load_bundle
-from wsi_stain.translate.guidance import gradient_map
+from wsi_stain.translate.maps import gradient_map
 from wsi_stain.translate.pixels import to_model
 from wsi_stain.translate.worker import (
     TranslateTask,

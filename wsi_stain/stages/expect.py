@@ -17,10 +17,13 @@ from wsi_stain.slides.missing import MissingTile, scaled
 from wsi_stain.stain.density import is_stained
 from wsi_stain.write.validate import Expected
 
-__all__ = ["expectation"]
+__all__ = ["expectation", "shown_by_tiles"]
 
 PROBES = 24
 PROBE_PX = 128
+# What the overview takes for wholly tissue, or bare glass, is so at full size but for fibers and
+# dust; beyond these shares of stained pixels the two show something else.
+TISSUE_FROM, GLASS_TO = 0.25, 0.02
 
 
 def expectation(plan: SlidePlan, missing: Iterable[MissingTile] = ()) -> Expected:
@@ -48,6 +51,24 @@ def expectation(plan: SlidePlan, missing: Iterable[MissingTile] = ()) -> Expecte
         tissue=tuple(full[:: max(1, len(full) // PROBES)]),
         glass=tuple(empty[:: max(1, len(empty) // PROBES)]),
         white=plan.spec.color.white,
+    )
+
+
+def shown_by_tiles(plan: SlidePlan, expected: Expected) -> Expected:
+    """Keep the regions where the H&E at full size shows what its overview promised.
+
+    A damaged tile that still decodes, or an overview of other content, is the slide's fault and
+    not the pyramid's.
+    """
+
+    def stained(region: Region) -> float:
+        he = plan.source.read_out(region, plan.grid.scale)
+        return float(is_stained(he, plan.glass.rgb).mean())
+
+    return replace(
+        expected,
+        tissue=tuple(region for region in expected.tissue if stained(region) >= TISSUE_FROM),
+        glass=tuple(region for region in expected.glass if stained(region) <= GLASS_TO),
     )
 
 

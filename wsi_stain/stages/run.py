@@ -17,6 +17,7 @@ from wsi_stain.bundles import name_anywhere
 from wsi_stain.config import RunConfig
 from wsi_stain.errors import OutputError
 from wsi_stain.executor import Device, Done, Executor, Step
+from wsi_stain.geometry import Region
 from wsi_stain.layout import RunFiles
 from wsi_stain.manifest import Event, Listener, RunManifest
 from wsi_stain.planning import SlidePlan
@@ -24,7 +25,7 @@ from wsi_stain.slides.fill import FillTask, missing_in
 from wsi_stain.slides.missing import MissingTile, write_table
 from wsi_stain.slides.plan import TileGrid
 from wsi_stain.slides.store import ArrayName, PatchStore
-from wsi_stain.stages.expect import expectation
+from wsi_stain.stages.expect import expectation, shown_by_tiles
 from wsi_stain.stages.keys import ihc_key
 from wsi_stain.stages.picture import PictureWriter
 from wsi_stain.stages.tiles import flag_texts, read_scores, slide_sd, summarize
@@ -35,7 +36,7 @@ from wsi_stain.translate.fit import ColorFit
 from wsi_stain.translate.worker import ShardReport, TranslateTask
 from wsi_stain.write.annotations import annotate_run
 from wsi_stain.write.uncertainty import write_uncertainty
-from wsi_stain.write.validate import Expected, validate
+from wsi_stain.write.validate import Expected, Validation, validate
 
 __all__ = ["Run", "one_at_a_time"]
 
@@ -105,7 +106,15 @@ class Run:
         self.missing.update(self.plan.source.missing)
         for shard in range(self.plan.grid.n_shards):
             self.missing.update(missing_in(self.store, shard) or ())
-        self._require_sound(self.files.output, expectation(self.plan, self.missing))
+        expected = expectation(self.plan, self.missing)
+        found = validate(self.files.output, expected=expected)
+        if not found.ok:
+            # Only then: it reads the slide again.
+            shown = shown_by_tiles(self.plan, expected)
+            if contradicted := {*expected.tissue, *expected.glass} - {*shown.tissue, *shown.glass}:
+                self.remark(_contradiction(contradicted))
+                found = validate(self.files.output, expected=shown)
+        self._require_sound(self.files.output, found)
         self.listener(Event("validate", "finish"))
 
     def tell_missing(self) -> None:
@@ -132,19 +141,18 @@ class Run:
             name=f"{self.files.name}, uncertainty",
             seeds=seeds,
         )
-        self._require_sound(path, Expected(grid.scale.size_out, grid.scale.mpp_out))
+        expected = Expected(grid.scale.size_out, grid.scale.mpp_out)
+        self._require_sound(path, validate(path, expected=expected))
         self.listener(Event("uncertainty", "finish"))
 
-    def _require_sound(self, path: Path, expected: Expected) -> None:
-        found = validate(path, expected=expected)
+    def _require_sound(self, path: Path, found: Validation) -> None:
         if found.ok:
             return
         # Under its own name somebody would use it.
         path.replace(self.files.unsound)
         raise OutputError(
             f"{path} was written but is not sound: {'; '.join(found.problems)}.",
-            hint=f"It lies in {self.files.unsound}. Where a slide is damaged its overview may show "
-            "something else than its tiles; otherwise report this with the manifest beside it.",
+            hint=f"It lies in {self.files.unsound}. Report this with the manifest beside it.",
         )
 
     def score_tiles(self) -> None:
@@ -265,6 +273,16 @@ def _words(missing: set[MissingTile], table: str) -> str:
     return (
         f"Tiles of the slide that cannot be read and are left as background: {len(missing)}; the "
         f"first: {place} ({first.reason}); all of them: {table}."
+    )
+
+
+def _contradiction(regions: set[Region]) -> str:
+    """Word where overview and tiles of the slide disagree."""
+    first = min(regions)
+    return (
+        f"The slide's overview and its tiles show different things in {len(regions)} places of "
+        f"{first.width_px} px; the first: x {first.x_px}, y {first.y_px} of the result. One of the "
+        "two is damaged: look at both there."
     )
 
 

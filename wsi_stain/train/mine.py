@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from wsi_stain.config import TrainConfig
 from wsi_stain.train.data import ImageSet
 from wsi_stain.train.score import HELD_OUT_STEPS
-from wsi_stain.translate.guidance import gradient_map, inner_positions, roll_offsets
+from wsi_stain.translate.guidance import inner_positions, roll_offsets
+from wsi_stain.translate.maps import gradient_map
 from wsi_stain.translate.networks import Critic
 from wsi_stain.translate.noise import Schedule
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 
 from wsi_stain.config import GuidanceSpec
-from wsi_stain.translate.guidance import StepState, blur
+from wsi_stain.translate.guidance import StepState
+from wsi_stain.translate.maps import blur
 from wsi_stain.translate.noise import Schedule
 
 __all__ = ["ColorHold"]

@@ -17,7 +17,8 @@ import torch
 from torch.nn import functional as F
 
 from wsi_stain.config import GuidanceSpec
-from wsi_stain.translate.guidance import StepState, sobel
+from wsi_stain.translate.guidance import StepState
+from wsi_stain.translate.maps import sobel
 from wsi_stain.translate.noise import Schedule
 
 __all__ = ["EdgeInformation", "edge_map", "local_information"]

@@ -23,8 +23,8 @@ from wsi_stain.stain.spread import DabSpread, spread_levels
 from wsi_stain.stain.start import StartTransform
 from wsi_stain.stain.tile_scores import TileJudge
 from wsi_stain.translate.bundle import ModelBundle, load_bundle, pick_device
-from wsi_stain.translate.guidance import gradient_map
 from wsi_stain.translate.headroom import Headroom
+from wsi_stain.translate.maps import gradient_map
 from wsi_stain.translate.noise import NoiseField
 from wsi_stain.translate.pixels import to_model, to_rgb
 from wsi_stain.translate.sampler import Noise, Sampler
