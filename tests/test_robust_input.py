@@ -23,9 +23,10 @@ import pytest
 import tifffile
 import torch
 
+from wsi_stain.archive.source import find_entries
 from wsi_stain.cli import main
 from wsi_stain.config import BundleSpec, NetSpec, WriteConfig
-from wsi_stain.errors import OutputError, SlideError
+from wsi_stain.errors import ConfigError, OutputError, SlideError
 from wsi_stain.geometry import Size
 from wsi_stain.layout import RunFiles, find_run
 from wsi_stain.slides.image import SlideSource
@@ -277,6 +278,8 @@ def test_folder_that_may_not_be_entered_is_told() -> None:
                 SlideSource.open(closed)
             with pytest.raises(OutputError, match="Permission denied"):
                 find_run(closed)
+            with pytest.raises(ConfigError, match="Permission denied"):
+                find_entries(str(closed), Path(place) / "out")
             assert "Permission denied" in validate(closed / "a.ome.tiff").problems[0]
 
 

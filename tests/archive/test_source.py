@@ -98,6 +98,8 @@ def test_list_gives_slide_mpp_bundle_and_out(
         ("slide,mpp\na.svs,250\n", "line 2: mpp 250"),
         ("slide,mpp\n,0.5\n", "line 2: column slide is empty"),
         ("slide\na.svs,0.5\n", "line 2: it has more fields"),
+        ("slide\na\0b.svs\n", "line 2: column slide has a zero byte"),
+        ("slide,bundle\na.svs,k\0\n", "line 2: column bundle has a zero byte"),
         ('slide\n"a.svs\n', "not readable as CSV"),
     ],
 )

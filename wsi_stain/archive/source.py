@@ -70,22 +70,31 @@ def find_entries(source: str, out: Path, *, recursive: bool = False) -> list[Ent
     ConfigError
         Nothing there, or the list cannot be used.
     """
-    path = Path(source)
-    if path.is_file() and path.suffix.lower() in LISTS:
-        entries = list(_read_list(path))
-    elif path.exists() and not _is_folder(path):
-        entries = [Entry(path, source)]
-    elif path.is_dir():
-        entries = _from_files(path, _in_folder(path, out, recursive=recursive))
-    elif glob.has_magic(source):
-        found = (Path(name) for name in glob.glob(source, recursive=True))
-        root = Path(*_before_magic(path.parts))
-        entries = _from_files(root, [file for file in found if not _is_folder(file)])
-    else:
-        raise ConfigError(f"No slides at {source}: it does not exist.", hint=_ASK)
+    try:
+        entries = _entries(source, out, recursive=recursive)
+    except PermissionError as error:
+        raise ConfigError(
+            f"{error.filename} cannot be read: {error.strerror}.",
+            hint="Ask for the right to read it, or give a list of slides.",
+        ) from error
     if not entries:
         raise ConfigError(f"No slides at {source}.", hint=_ASK)
     return entries
+
+
+def _entries(source: str, out: Path, *, recursive: bool) -> list[Entry]:
+    path = Path(source)
+    if path.is_file() and path.suffix.lower() in LISTS:
+        return list(_read_list(path))
+    if path.exists() and not _is_folder(path):
+        return [Entry(path, source)]
+    if path.is_dir():
+        return _from_files(path, _in_folder(path, out, recursive=recursive))
+    if glob.has_magic(source):
+        found = (Path(name) for name in glob.glob(source, recursive=True))
+        root = Path(*_before_magic(path.parts))
+        return _from_files(root, [file for file in found if not _is_folder(file)])
+    raise ConfigError(f"No slides at {source}: it does not exist.", hint=_ASK)
 
 
 _ASK = (
@@ -167,6 +176,8 @@ def _check_columns(path: Path, given: Sequence[str]) -> None:
 def _entry(path: Path, line: int, row: Mapping[str, str]) -> Entry:
     if not row["slide"]:
         raise _bad_line(path, line, "column slide is empty")
+    if broken := [name for name, value in row.items() if "\0" in value]:
+        raise _bad_line(path, line, f"column {broken[0]} has a zero byte")
     return Entry(
         slide=path.parent / row["slide"],
         origin=f"{path}, line {line}",

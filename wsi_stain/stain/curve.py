@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from wsi_stain.config import Rgb
 
-__all__ = ["follow_curve", "merge_light"]
+__all__ = ["follow_curve", "merge_equal", "merge_light"]
 
+Doubles = NDArray[np.float64]
 Floats = NDArray[np.float32]
 Rgb8 = NDArray[np.uint8]
 
@@ -42,6 +43,27 @@ def follow_curve(
     index = np.clip((density - low) * scale + 0.5, 0, _STEPS - 1).astype(np.int32)
     values: Floats = np.take(table.astype(np.float32), index)
     return values
+
+
+def merge_equal(knots: Doubles, values: Doubles) -> tuple[tuple[float, ...], Doubles]:
+    """Merge equal knots, to the mean of what is to be there: many pixels share density 0.
+
+    Parameters
+    ----------
+    knots
+        float64 (n,).
+    values
+        float64 (n, k), one row a knot.
+
+    Returns
+    -------
+    tuple
+        Knots, strictly ascending, and their rows.
+    """
+    unique, place = np.unique(knots, return_inverse=True)
+    counts = np.bincount(place)
+    merged = [np.bincount(place, weights=column) / counts for column in values.T]
+    return tuple(unique.tolist()), np.stack(merged, axis=1)
 
 
 def merge_light(lights: list[Floats], white: Rgb) -> Rgb8:

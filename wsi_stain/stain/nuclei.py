@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from wsi_stain.config import ColorReference, Rgb, Settings
 from wsi_stain.errors import BundleError
-from wsi_stain.stain.curve import follow_curve
+from wsi_stain.stain.curve import follow_curve, merge_equal
 from wsi_stain.stain.density import as_rgb
 
 __all__ = ["NucleusColors", "fit_nuclei", "nucleus_light"]
@@ -213,9 +213,7 @@ def _deepen(table: Doubles, contrast: float) -> Doubles:
 
 
 def _knots(density: Doubles, table: Doubles) -> tuple[tuple[float, ...], Doubles]:
-    """Give quantiles of the density; equal ones are merged, to the mean of their colors."""
-    quantiles = np.quantile(density, np.linspace(0.0, 1.0, len(table))) if len(density) else [0.0]
-    unique, place = np.unique(quantiles, return_inverse=True)
-    counts = np.bincount(place)
-    merged = [np.bincount(place, weights=c[: len(place)]) / counts for c in table.T]
-    return tuple(unique.tolist()), np.stack(merged, axis=1)
+    """Give quantiles of the density, and the color at each."""
+    if not len(density):
+        return (0.0,), table[:1]
+    return merge_equal(np.quantile(density, np.linspace(0.0, 1.0, len(table))), table)

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wsi_stain.config import ColorReference, Rgb, Settings, StartImage
 from wsi_stain.errors import BundleError, ConfigError, NoTissueError
-from wsi_stain.stain.curve import follow_curve, merge_light
+from wsi_stain.stain.curve import follow_curve, merge_equal, merge_light
 from wsi_stain.stain.density import as_rgb, glass_alpha, is_stained, render_od
 from wsi_stain.stain.normalize import MIN_STAINED_PX, StainTransform
 from wsi_stain.stain.nuclei import NucleusColors, fit_nuclei, nucleus_light
@@ -298,7 +298,8 @@ def _matched(
     _require_stained(len(stained))
     density = np.maximum(transform.project(stained, row[None])[:, 0], 0.0)
     knots = np.quantile(density.astype(np.float64), np.linspace(0, 1, len(targets)))
-    curve_in, curve_out = _monotone(knots, np.array(targets))
+    curve_in, merged = merge_equal(knots, np.array(targets)[:, None])
+    curve_out = tuple(np.maximum.accumulate(merged[:, 0]).tolist())
     return StartTransform(
         kind=kind,
         stain=transform,
@@ -307,10 +308,3 @@ def _matched(
         curve_in=curve_in,
         curve_out=curve_out,
     )
-
-
-def _monotone(knots: Doubles, targets: Doubles) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Merge equal knots: many pixels share density 0, and they take the mean of their targets."""
-    unique, place = np.unique(knots, return_inverse=True)
-    merged = np.bincount(place, weights=targets) / np.bincount(place)
-    return tuple(unique.tolist()), tuple(np.maximum.accumulate(merged).tolist())
