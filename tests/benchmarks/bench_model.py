@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 import torch
-from ruler import Action, Ruler, Times, start
+from ruler import Action, Ruler, Times, as_worker, start
 from specimen import dense_tissue
 from torch import nn
 
@@ -46,6 +46,7 @@ class Batch:
 
 
 def main() -> None:
+    as_worker()
     ruler = start("model", __doc__)
     torch.set_num_threads(1)
     bundle = load_bundle(BUNDLE, pick_device("auto"))

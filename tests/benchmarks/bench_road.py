@@ -2,7 +2,9 @@
 
 The bare sampler runs in one process per core, one thread each, on tiles in memory: no slide, no
 store, no color, no pyramid; loading the model does not count. CPU seconds are those of all
-processes. `--tiles N` sets the size of the slide (about: the grid is square).
+processes. `--tiles N` sets the size of the slide (about: the grid is square). Last, the net's own
+operations per second of the whole road, beside the convolution that takes most of them, run on all
+cores at once.
 """
 
 from __future__ import annotations
@@ -20,15 +22,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import bench_model
 import numpy as np
 import torch
-from ruler import Ruler, start
+from ruler import WORKER_ENVIRONMENT, Ruler, start
 from specimen import dense_tissue, write_svs
 
 from wsi_stain.cluster import available_cores
 from wsi_stain.config import ClusterConfig, SampleConfig, resolve_sampling
 from wsi_stain.dispatch import open_executor
 from wsi_stain.translate.bundle import load_bundle, pick_device
+from wsi_stain.translate.cost import count_tile_flop
 from wsi_stain.translate.noise import NoiseField
 from wsi_stain.translate.pixels import to_model
 
@@ -36,14 +40,8 @@ BUNDLE = "ki67"
 TILES, QUICK_TILES = 100, 4
 STRIDE_PX, OVERLAP_PX = 224, 32
 BATCH = 4
-# What a worker of `translate` gets, see wsi_stain/cluster.py: a net that frees and takes the same
-# megabytes all the time must not give them back.
-WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MALLOC_TRIM_THRESHOLD_": str(2**28),
-    "MALLOC_MMAP_THRESHOLD_": str(2**23),
-}
 SHARDS = 500
+CONV_S = 3.0
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -66,6 +64,9 @@ class Nothing:
 def main() -> None:
     if sys.argv[1:2] == ["--sample"]:
         sample(sys.argv[2], *map(int, sys.argv[3:]))
+        return
+    if sys.argv[1:2] == ["--conv"]:
+        convolve()
         return
     n_tiles = TILES
     if "--tiles" in sys.argv:
@@ -107,6 +108,8 @@ def bench_way(ruler: Ruler, slide: Path, way: str) -> None:
     ruler.report(f"{what}, CPU", "s", road.cpu_s, "bare sampler", bare.cpu_s)
     for stage, stage_s in facts["seconds"].items():
         ruler.report(f"{what}, stage {stage}", "s", stage_s, "translate", road.wall_s)
+    useful, ceiling = facts["tiles"] * tile_gflop(way, steps) / road.wall_s, conv_ceiling()
+    ruler.report(f"{what}, the net's own work", "GFLOP/s", useful, "its 3x3 convolution", ceiling)
 
 
 def spend(commands: list[list[str]], environment: dict[str, str]) -> tuple[Spent, list[str]]:
@@ -154,6 +157,33 @@ def bare_sampler(way: str, n_tiles: int, steps: int) -> Spent:
     _, texts = spend(commands, WORKER_ENVIRONMENT)
     spent = [Spent(**json.loads(text)) for text in texts]
     return Spent(max(each.wall_s for each in spent), sum(each.cpu_s for each in spent))
+
+
+def tile_gflop(way: str, steps: int) -> float:
+    """Operations of the net for a tile, in thousands of millions."""
+    bundle = load_bundle(BUNDLE, pick_device("cpu"))
+    config = SampleConfig(solver=way, steps=steps or None)  # type: ignore[arg-type]
+    return count_tile_flop(bundle, *resolve_sampling(bundle.spec, config)).net_flop / 1e9
+
+
+def conv_ceiling() -> float:
+    """GFLOP/s of the dominant convolution, one process a core, all at once."""
+    commands = [[sys.executable, __file__, "--conv"]] * available_cores()
+    _, texts = spend(commands, WORKER_ENVIRONMENT)
+    return sum(map(float, texts))
+
+
+@torch.no_grad()
+def convolve() -> None:
+    """Run in a process of its own: the convolution that takes most of the net's operations."""
+    bundle = load_bundle(BUNDLE, pick_device("cpu"))
+    conv = bench_model.conv_ceiling(bundle, bench_model.make_batch(bundle, BATCH))
+    conv.run()
+    began_s, n_runs = time.perf_counter(), 0
+    while time.perf_counter() - began_s < CONV_S:
+        conv.run()
+        n_runs += 1
+    sys.stdout.write(str(n_runs * conv.flop / (time.perf_counter() - began_s) / 1e9))
 
 
 @torch.no_grad()
