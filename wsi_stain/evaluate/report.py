@@ -8,8 +8,10 @@ Nothing on the page identifies a patient: no label, no date of the slide, no pat
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_stain.cluster import available_cores
 from wsi_stain.errors import OutputError
 from wsi_stain.evaluate import report_facts, report_pictures
 from wsi_stain.evaluate.ground import Uncertainty, open_uncertainty
@@ -33,7 +36,7 @@ from wsi_stain.evaluate.report_numbers import (
 )
 from wsi_stain.evaluate.report_places import MOST_PLACES, places
 from wsi_stain.files import sha256_any
-from wsi_stain.geometry import Scale, choose_scale
+from wsi_stain.geometry import Region, Scale, choose_scale
 from wsi_stain.layout import RunFiles, find_run
 from wsi_stain.manifest import Event, Listener, RunManifest, RunRecord, ignore
 from wsi_stain.slides.image import SlideSource
@@ -254,14 +257,18 @@ def _write_fields(
     """Measure and write every field, the least like the H&E first."""
     scale = Scale(1.0, he.mpp_out, he.size_out)
     (folder / "fields").mkdir()
-    fields = []
-    for number, region in enumerate(he.fields):
-        he_pixels, ihc_pixels = kept.field(number), source.read_out(region, scale)
+
+    def write_field(number: int, region: Region, ihc_pixels: Rgb8) -> Field:
+        he_pixels = kept.field(number)
         names = [f"fields/{number:02d}_{stain}.jpg" for stain in ("he", "ihc")]
         for name, pixels in zip(names, (he_pixels, ihc_pixels), strict=True):
             report_pictures.write_jpeg(folder / name, pixels)
         numbers = measure_field(he_pixels, ihc_pixels, region, whites, he.mpp_out)
-        fields.append(Field(numbers, *names))
+        return Field(numbers, *names)
+
+    read = [source.read_out(region, scale) for region in he.fields]
+    with ThreadPoolExecutor(available_cores()) as pool:
+        fields = list(pool.map(write_field, itertools.count(), he.fields, read))
     return sorted(fields, key=lambda field: field.numbers.sobel_ssim)
 
 
