@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from safetensors import safe_open
 from wsi_stain.bundles import bundle_digest, find_bundle, read_spec
 from wsi_stain.config import BundleSpec, CriticSpec, GuidanceSpec, HeadsSpec, NetSpec, SolverSpec
 from wsi_stain.errors import BundleError, DeviceError
+from wsi_stain.translate import bundle as bundle_module
 from wsi_stain.translate.bundle import fast_dtype, load_bundle, pick_device, save_nets
 from wsi_stain.translate.guidance import Entropy, MutualInformation, PatchContrast, Sum
 from wsi_stain.translate.networks import ContrastHeads, Critic, ScoreNet
@@ -207,9 +211,19 @@ def test_cuda_is_refused_when_there_is_none(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_precision_follows_the_hardware_when_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     for supported, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda s=supported: s)
+        monkeypatch.setattr(bundle_module, "_cpu_multiplies_bfloat16", lambda s=supported: s)
         assert fast_dtype(CPU) == dtype
     assert fast_dtype(torch.device("cuda")) == torch.bfloat16
+
+
+def test_a_cap_on_the_processor_is_respected() -> None:
+    code = "import torch; from wsi_stain.translate.bundle import fast_dtype\n"
+    code += "print(fast_dtype(torch.device('cpu')))"
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "torch.float32"
 
 
 def test_specs_are_kept_apart_when_nets_differ(tmp_path: Path) -> None:

@@ -164,11 +164,15 @@ def count_cuda_devices(asked: str) -> int:
 def fast_dtype(device: torch.device) -> torch.dtype:
     """Give bfloat16 where the hardware multiplies it, else float32.
 
-    On an AVX2 processor oneDNN emulates bfloat16 at an eighth of float32's speed.
+    On an AVX2 processor oneDNN emulates bfloat16 at an eighth of float32's speed. Where a person
+    caps what oneDNN may use (``ONEDNN_MAX_CPU_ISA=AVX2``), it is as on such a processor.
     """
-    if device.type == "cuda":
-        return torch.bfloat16
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    return torch.bfloat16 if device.type == "cuda" or _cpu_multiplies_bfloat16() else torch.float32
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    has_units = torch.cpu._is_avx512_bf16_supported()
+    return bool(has_units and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def load_bundle(name: str, device: torch.device, dtype: torch.dtype | None = None) -> ModelBundle:
