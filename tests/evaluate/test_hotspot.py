@@ -55,6 +55,18 @@ def test_spot_shrinks_until_it_is_tissue() -> None:
     assert spot.positive_per_mm2 == pytest.approx(1 / (CELL_UM / 1e3) ** 2)
 
 
+def test_spot_is_no_cold_place_because_only_there_a_circle_fits() -> None:
+    found = table(60, hot=None, tissue=14)
+    found.positive[:] = 0
+    strip = np.s_[6:9, 14:50]
+    found.tissue_px[strip] = FULL_PX
+    found.positive[strip] = 5
+    spot = find_hot_spot(found, CELL_UM, PX_UM, 1.0)
+    assert spot is not None
+    assert spot.center_xy_um[0] > 14 * CELL_UM
+    assert spot.positive_per_mm2 == pytest.approx(5 / (CELL_UM / 1e3) ** 2)
+
+
 def test_no_spot_without_positives_or_tissue() -> None:
     found = table(20, hot=None)
     found.positive[:] = 0

@@ -20,6 +20,7 @@ Sums = NDArray[np.float32]
 
 LEAST_TISSUE = 0.75  # share of a circle
 SMALLEST_MM2 = 0.01  # ten cells: below, a place is noise
+ROUNDING = 1e-3  # of sums in float32
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,14 @@ def find_hot_spot(
     cell_um, px_um
         Side of a cell; of a pixel.
     area_mm2
-        Wanted size; halved until three quarters of some circle are tissue.
+        Wanted size; halved until three quarters of some circle are tissue, and it has no fewer
+        positive nuclei per area than the whole: on a sliver of tissue the few circles that fit may
+        all miss the dense end.
 
     Returns
     -------
     HotSpot or None
-        None where even 0.01 mm2 finds no tissue, or no nucleus is positive.
+        None where even 0.01 mm2 finds no such circle, or no nucleus is positive.
 
     Notes
     -----
@@ -72,15 +75,16 @@ def find_hot_spot(
     if not table.positive.any():
         return None
     tissue_mm2 = table.tissue_px * np.float32((px_um / 1e3) ** 2)
+    overall = float(table.positive.sum()) / max(float(tissue_mm2.sum()), 1e-9)
     while area_mm2 >= SMALLEST_MM2:
         disk = _disk(math.sqrt(area_mm2 * 1e6 / math.pi) / cell_um)
         disk_mm2 = float(disk.sum()) * (cell_um / 1e3) ** 2
         around_mm2 = _around(tissue_mm2, disk)
         enough = around_mm2 >= LEAST_TISSUE * disk_mm2
-        if enough.any():
-            positive = _around(table.positive, disk)
-            density = np.where(enough, positive / np.maximum(around_mm2, 1e-9), -1.0)
-            row, column = np.unravel_index(int(density.argmax()), density.shape)
+        positive = _around(table.positive, disk)
+        density = np.where(enough, positive / np.maximum(around_mm2, 1e-9), -1.0)
+        row, column = np.unravel_index(int(density.argmax()), density.shape)
+        if density[row, column] >= overall * (1.0 - ROUNDING):
             return HotSpot(
                 center_xy_um=((float(column) + 0.5) * cell_um, (float(row) + 0.5) * cell_um),
                 radius_um=math.sqrt(disk_mm2 * 1e6 / math.pi),
