@@ -114,6 +114,19 @@ def test_open_refuses_when_the_codec_is_a_list(tmp_path: Path, he_pixels: Pixels
     assert "as its codec" in _refusal(path)
 
 
+def test_open_refuses_when_places_of_tiles_are_no_integers(
+    tmp_path: Path, he_pixels: Pixels
+) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, he_pixels[:300, :300], photometric="rgb", tile=(128, 128))
+    with tifffile.TiffFile(path) as tiff:
+        at = tiff.pages.first.tags[324].offset
+    with path.open("r+b") as file:
+        file.seek(at + 2)
+        file.write((11).to_bytes(2, "little"))  # float32
+    assert "damaged" in _refusal(path)
+
+
 def test_open_refuses_when_picture_has_16_bits(tmp_path: Path) -> None:
     path = tmp_path / "deep.tif"
     pixels = np.zeros((300, 300, 3), np.uint16)

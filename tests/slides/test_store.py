@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -155,6 +157,39 @@ def test_write_refuses_when_shape_is_wrong(tmp_path: Path, shape: tuple[int, ...
 def test_create_keeps_work_when_grid_is_the_same(tmp_path: Path) -> None:
     _full(tmp_path / "s", _grid())
     assert PatchStore.create(tmp_path / "s", _grid()).pending("he", KEY, verify=True) == []
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda codecs: codecs.clear(),
+        lambda codecs: codecs[0]["configuration"]["codecs"].clear(),
+        lambda codecs: codecs[0]["configuration"]["index_codecs"].pop(0),
+        lambda codecs: codecs[0]["configuration"]["index_codecs"][0].update(
+            configuration={"endian": None}
+        ),
+    ],
+    ids=["none", "inner", "index", "endian"],
+)
+def test_create_voids_work_whose_codecs_zarr_opens_but_cannot_run(
+    tmp_path: Path, spoil: Callable[[Any], None]
+) -> None:
+    _full(tmp_path / "s", _grid())
+    path = tmp_path / "s/he/zarr.json"
+    metadata = json.loads(path.read_text())
+    spoil(metadata["codecs"])
+    path.write_text(json.dumps(metadata))
+    store = PatchStore.create(tmp_path / "s", _grid())
+    assert store.pending("he", KEY) == [0, 1, 2]
+    store.write("he", 0, _tiles(0, _grid()), KEY)
+    assert np.array_equal(store.read("he", 0), _tiles(0, _grid()))
+
+
+def test_create_voids_work_whose_grid_has_a_header_that_is_no_python(tmp_path: Path) -> None:
+    _full(tmp_path / "s", _grid())
+    path = tmp_path / "s/grid.npy"
+    path.write_bytes(path.read_bytes().replace(b"'shape': (10, 3)", b"'shape': (10L 3("))
+    assert PatchStore.create(tmp_path / "s", _grid()).pending("he", KEY) == [0, 1, 2]
 
 
 def test_create_voids_work_when_grid_differs(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -127,7 +128,7 @@ class TileGrid:
             table = np.load(path.with_suffix(".npy"), allow_pickle=False)
             grid = cls._from_parts(header, table)
             stated = header["digest"], header["schema"]
-        except DAMAGE as error:
+        except (*DAMAGE, SyntaxError, tokenize.TokenError) as error:  # numpy parses a header
             raise PlanError(f"Tile grid {path} cannot be read: {error}.", hint=hint) from error
         if stated != (grid.digest, GRID_SCHEMA):
             raise PlanError(f"Tile grid {path} is damaged: its digest differs.", hint=hint)

@@ -271,8 +271,14 @@ def _create_array(path: Path, name: ArrayName, grid: TileGrid) -> None:
     for folder in (path / "done" / name, path / name):
         if folder.exists():
             shutil.rmtree(folder)
-    zarr.create_array(
-        path / name,
+    _new_array(path / name, grid, tile)
+
+
+def _new_array(
+    place: Path | zarr.storage.MemoryStore, grid: TileGrid, tile: tuple[int, int, int]
+) -> zarr.Array[Any]:
+    return zarr.create_array(
+        place,
         shape=(grid.n_tiles, *tile),
         dtype=np.uint8,
         chunks=(1, *tile),
@@ -288,19 +294,15 @@ def _tile_shape(name: ArrayName, grid: TileGrid) -> tuple[int, int, int]:
 
 
 def _fits(path: Path, grid: TileGrid, tile: tuple[int, int, int]) -> bool:
-    """Tell whether an array's metadata can be read and are those that `grid` asks for."""
+    """Tell whether an array's metadata can be read and are those that `grid` asks for.
+
+    All of them: zarr opens an array whose codecs it then cannot run.
+    """
     try:
-        array = zarr.open_array(path, mode="r")
+        found = zarr.open_array(path, mode="r").metadata.to_dict()
     except _DAMAGE:
         return False
-    return (
-        array.shape == (grid.n_tiles, *tile)
-        and array.dtype == np.uint8
-        and array.chunks == (1, *tile)
-        and array.shards == (grid.shard_tiles, *tile)
-        and not array.compressors
-        and not array.filters
-    )
+    return found == _new_array(zarr.storage.MemoryStore(), grid, tile).metadata.to_dict()
 
 
 def _sha256(tiles: Pixels) -> str:

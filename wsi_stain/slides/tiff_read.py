@@ -18,6 +18,7 @@ import struct
 from collections import OrderedDict
 from collections.abc import Set
 from contextlib import ExitStack
+from numbers import Integral
 from pathlib import Path
 from typing import cast
 
@@ -301,6 +302,12 @@ def _check_page(page: tifffile.TiffPage) -> None:
             f"Slide {name} ({size}) is not tiled: one piece has {segment_bytes / 2**20:.0f} MiB, "
             f"at most {LARGEST_SEGMENT_BYTES // 2**20} can be read.",
             hint=f"Convert it: vips tiffsave {name} tiled.tif --tile --pyramid --bigtiff",
+        )
+    kinds = {*map(type, page.dataoffsets), *map(type, page.databytecounts)}
+    if odd := [kind.__name__ for kind in kinds if not issubclass(kind, Integral)]:
+        raise SlideError(
+            f"Slide {name} is damaged: it gives places of its pixels as {odd[0]}.",
+            hint="Copy it again.",
         )
     end = max(
         (
