@@ -40,9 +40,9 @@ def mi_loss(
     Parameters
     ----------
     joint
-        Scores of true pairs, float32 (n,).
+        Scores of true pairs (n,); taken as float32.
     marginal
-        Scores of pairs drawn apart, float32 (k, n): k for each true pair.
+        Scores of pairs drawn apart (k, n): k for each true pair.
     kind
         "smile": Jensen-Shannon (Song and Ermon 2020, arXiv 1910.06222), read with clipping;
         "mine": Donsker-Varadhan, its gradient unbiased by a running mean of ``E exp f``
@@ -55,6 +55,8 @@ def mi_loss(
     torch.Tensor
         Scalar.
     """
+    # In bfloat16 the exponentials would lose the information that is sought.
+    joint, marginal = joint.float(), marginal.float()
     if kind == "smile":
         return F.softplus(-joint).mean() + F.softplus(marginal).mean()
     if kind == "nce":
