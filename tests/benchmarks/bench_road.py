@@ -25,10 +25,11 @@ from pathlib import Path
 import bench_model
 import numpy as np
 import torch
-from ruler import WORKER_ENVIRONMENT, Ruler, start
+from ruler import Ruler, start
 from specimen import dense_tissue, write_svs
 
 from wsi_stain.cluster import available_cores
+from wsi_stain.cluster.quiet import worker_environment
 from wsi_stain.config import ClusterConfig, SampleConfig, resolve_sampling
 from wsi_stain.dispatch import open_executor
 from wsi_stain.translate.bundle import load_bundle, pick_device
@@ -154,7 +155,7 @@ def bare_sampler(way: str, n_tiles: int, steps: int) -> Spent:
         for share in shares
         if share
     ]
-    _, texts = spend(commands, WORKER_ENVIRONMENT)
+    _, texts = spend(commands, worker_environment())
     spent = [Spent(**json.loads(text)) for text in texts]
     return Spent(max(each.wall_s for each in spent), sum(each.cpu_s for each in spent))
 
@@ -169,7 +170,7 @@ def tile_gflop(way: str, steps: int) -> float:
 def conv_ceiling() -> float:
     """GFLOP/s of the dominant convolution, one process a core, all at once."""
     commands = [[sys.executable, __file__, "--conv"]] * available_cores()
-    _, texts = spend(commands, WORKER_ENVIRONMENT)
+    _, texts = spend(commands, worker_environment())
     return sum(map(float, texts))
 
 

@@ -19,17 +19,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["WORKER_ENVIRONMENT", "Action", "Ruler", "Times", "as_worker", "interleave", "start"]
+from wsi_stain.cluster.quiet import worker_environment
+
+__all__ = ["Action", "Ruler", "Times", "as_worker", "interleave", "start"]
 
 Action = Callable[[], object]
-
-# What a worker of `translate` gets, see wsi_stain/cluster: a net that frees and takes the same
-# megabytes all the time must not give them back.
-WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MALLOC_TRIM_THRESHOLD_": str(2**28),
-    "MALLOC_MMAP_THRESHOLD_": str(2**23),
-}
 
 MEANINGFUL_S = 1.0  # of core time: the kernel counts in hundredths
 
@@ -119,10 +113,10 @@ class Ruler:
 
 def as_worker() -> None:
     """Begin this process anew with the environment of a worker, which malloc reads at its start."""
-    if WORKER_ENVIRONMENT.items() - os.environ.items():
+    wanted = worker_environment()
+    if wanted.items() - os.environ.items():
         command = [sys.executable, *sys.orig_argv[1:]]
-        environment = {**os.environ, **WORKER_ENVIRONMENT}
-        os.execve(sys.executable, command, environment)  # noqa: S606
+        os.execve(sys.executable, command, {**os.environ, **wanted})  # noqa: S606
 
 
 def start(bench: str, doc: str | None) -> Ruler:

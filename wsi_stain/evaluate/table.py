@@ -10,6 +10,7 @@ read stain (IOD, DAB p90, hue) beside structure (Sobel-SSIM), and both against t
 from __future__ import annotations
 
 import csv
+import functools
 import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -237,9 +238,7 @@ def _area_cells(scope: str, method: str, rows: Sequence[Row]) -> Iterator[Cell]:
     he = [v for row in rows if (v := row.scores["white_he"]) is not None]
     more = [v for row in rows if (v := row.scores["white_signed"]) is not None]
     if sum(he) > 0.0:
-        n_slides = len({row.slide for row in rows})
-        ratio = Interval(1.0 + sum(more) / sum(he), None, None, len(rows), n_slides)
-        yield Cell(scope, method, "white_area", ratio, None)
+        yield _set_cell(scope, method, rows, "white_area", 1.0 + sum(more) / sum(he))
 
 
 def _real_cells(
@@ -247,21 +246,13 @@ def _real_cells(
 ) -> Iterator[Cell]:
     """Compare the colors of all pictures with those of the real stain, on other tissue."""
     made = [read_picture(picture_path(out, row.image, method)) for row in rows]
-    n_slides = len({row.slide for row in rows})
-    for metric, value in (
-        ("hist_real", hist_pooled(made, real)),
-        ("dab_kl_real", dab_kl(made, real)),
-    ):
-        yield Cell(scope, method, metric, Interval(value, None, None, len(rows), n_slides), None)
+    yield _set_cell(scope, method, rows, "hist_real", hist_pooled(made, real))
+    yield _set_cell(scope, method, rows, "dab_kl_real", dab_kl(made, real))
 
 
 def _set_cells(scope: str, method: str, rows: Sequence[Row], out: Path) -> Iterator[Cell]:
     """Numbers of a whole set: sums, correlations, pooled histograms."""
-    n, n_slides = len(rows), len({row.slide for row in rows})
-
-    def cell(metric: str, value: float, n_images: int = n) -> Cell:
-        return Cell(scope, method, metric, Interval(value, None, None, n_images, n_slides), None)
-
+    cell = functools.partial(_set_cell, scope, method, rows)
     made, real = _both(rows, "iod")
     if sum(real) > 0.0:
         yield cell("iod_deviation_percent", 100.0 * (sum(made) - sum(real)) / sum(real))
@@ -278,6 +269,20 @@ def _set_cells(scope: str, method: str, rows: Sequence[Row], out: Path) -> Itera
     ]
     yield cell("hist_pooled", hist_pooled(*pictures))
     yield cell("dab_kl", dab_kl(*pictures))
+
+
+def _set_cell(
+    scope: str,
+    method: str,
+    rows: Sequence[Row],
+    metric: str,
+    value: float,
+    n_images: int | None = None,
+) -> Cell:
+    """Hold a number of a whole set: no interval, no difference image by image."""
+    n_slides = len({row.slide for row in rows})
+    whole = Interval(value, None, None, len(rows) if n_images is None else n_images, n_slides)
+    return Cell(scope, method, metric, whole, None)
 
 
 def _both(rows: Sequence[Row], metric: str) -> tuple[list[float], list[float]]:

@@ -117,12 +117,9 @@ def fit_nuclei(
     begin, cut, end = np.quantile(
         around, np.clip([1.0 - share - SOFT_SHARE, 1.0 - share, 1.0 - share + SOFT_SHARE], 0, 1)
     )
-    blue_od, brown_od = (
-        _blue(np.array(reference.blue_od)),
-        _deepen(np.array(reference.brown_od), BROWN_CONTRAST),
-    )
-    blue_in, blue_od = _knots(own[around <= cut], blue_od)
-    brown_in, brown_od = _knots(own[around > cut], brown_od)
+    browns = _deepen(np.array(reference.brown_od), BROWN_CONTRAST)
+    blue_in, blue_od = _knots(own[around <= cut], _blue(np.array(reference.blue_od)))
+    brown_in, brown_od = _knots(own[around > cut], browns)
     tint = np.array(reference.ranked_od[round(TINT_QUANTILE * (len(reference.ranked_od) - 1))])
     return NucleusColors(
         sigma_px=sigma_px,
