@@ -258,11 +258,26 @@ def test_worker_has_its_imports_when_it_begins(dask_executor: Executor) -> None:
         assert n_frozen > 10_000
 
 
-def test_workers_are_forked_when_there_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_are_forked_where_that_is_safe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "linux")
-    assert [start_method(n_devices) for n_devices in (0, 1)] == ["forkserver", "spawn"]
+    assert start_method() == "forkserver"
     monkeypatch.setattr("sys.platform", "darwin")
-    assert start_method(0) == "spawn"
+    assert start_method() == "spawn"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux")
+def test_parent_of_workers_never_begins_with_cuda() -> None:
+    # A fork of a process that uses CUDA cannot use it.
+    program = """
+        import importlib, torch
+        from wsi_stain.cluster.parent import IMPORTS
+        for name in IMPORTS:
+            importlib.import_module(name)
+        print(torch.cuda.is_initialized())
+    """
+    code = textwrap.dedent(program)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux")

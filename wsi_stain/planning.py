@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_stain.bundles import check_files, find_bundle, read_spec
-from wsi_stain.cluster import available_cores
+from wsi_stain.cluster import count_workers
 from wsi_stain.config import (
     BundleSpec,
     ClusterConfig,
@@ -205,7 +205,7 @@ def project_plan(grid: TileGrid, spec: BundleSpec, config: RunConfig) -> PlanPro
     """Project memory, disk and time of a plan on this machine."""
     solver, guidance = resolve_sampling(spec, config.sample)
     n_devices = nvidia_devices(config.cluster)
-    n_workers = config.cluster.workers or n_devices or available_cores()
+    n_workers = count_workers(config.cluster.workers, n_devices)
     tile_s = config.sample.seeds * _tile_s(spec, solver, guidance, "cuda" if n_devices else "cpu")
     lossless = config.write.lossless or config.write.format == "ome-zarr"
     speeds = Speeds(tile_s, n_workers, WORKER_BYTES)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from wsi_stain.cluster import devices, local
+from wsi_stain.cluster import count_workers, devices, local
 from wsi_stain.cluster.devices import DevicePlan, plan_devices
 from wsi_stain.config import ClusterConfig
 
@@ -69,3 +69,14 @@ def test_cores_that_are_not_ours_bind_nobody(dask_cuda: list[Any]) -> None:
 def test_without_dask_cuda_nothing_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dask_cuda", None)
     assert DevicePlan(("0",), False).plugins("0") == {}
+
+
+@pytest.mark.parametrize(
+    ("asked", "n_devices", "cores", "expected"),
+    [(0, 0, 6, 6), (3, 0, 6, 3), (0, 1, 16, 4), (0, 1, 2, 1), (0, 8, 32, 16), (5, 2, 64, 5)],
+)
+def test_workers_share_a_device_when_cores_allow(
+    monkeypatch: pytest.MonkeyPatch, asked: int, n_devices: int, cores: int, expected: int
+) -> None:
+    monkeypatch.setattr("wsi_stain.cluster.machine.available_cores", lambda: cores)
+    assert count_workers(asked, n_devices) == expected

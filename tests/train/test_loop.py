@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from wsi_stain.manifest import Event, ignore
 from wsi_stain.train import checkpoint
 from wsi_stain.train.checkpoint import load_average
 from wsi_stain.train.data import ImageSet
+from wsi_stain.train.feed import Feed
 from wsi_stain.train.loop import Stage, fit
 from wsi_stain.train.mine import MineStage
 from wsi_stain.train.score import ScoreStage
@@ -38,9 +40,14 @@ class Line:
         self.fail_at = -1
         self.calls = 0
 
-    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> torch.Tensor:
+    def draw(self, rng: np.random.Generator) -> torch.Tensor:
+        """Places on the line."""
+        return torch.from_numpy(rng.standard_normal((8, 1))).float()
+
+    def loss(
+        self, x: torch.Tensor, rng: np.random.Generator, generator: torch.Generator
+    ) -> torch.Tensor:
         """Squared error of one batch."""
-        x = torch.from_numpy(rng.standard_normal((8, 1))).float()
         self.calls += 1
         errors: torch.Tensor = (self.net(x) - 2.0 * x - 1.0).square()
         return errors * float("nan") if self.calls == self.fail_at else errors
@@ -136,9 +143,11 @@ def test_average_follows_its_formula_when_young(config: TrainConfig, tmp_path: P
     weights: list[float] = []
 
     class Watched(Line):
-        def loss(self, rng: np.random.Generator, generator: torch.Generator) -> torch.Tensor:
+        def loss(
+            self, x: torch.Tensor, rng: np.random.Generator, generator: torch.Generator
+        ) -> torch.Tensor:
             weights.append(self.net.weight.item())
-            return super().loss(rng, generator)
+            return super().loss(x, rng, generator)
 
     stage = Watched()
     fit(stage, config, tmp_path, ignore)
@@ -182,7 +191,7 @@ def test_nothing_is_trained_when_the_budget_is_spent(config: TrainConfig, tmp_pa
 def test_bad_loss_is_named_when_it_is_not_finite(config: TrainConfig, tmp_path: Path) -> None:
     stage = Line()
     stage.fail_at = 4
-    with pytest.raises(DeviceError, match="loss became nan at sample 6") as caught:
+    with pytest.raises(DeviceError, match="loss became nan before sample 8") as caught:
         fit(stage, config, tmp_path, ignore)
     assert "last checkpoint is sound" in caught.value.hint
     weights, samples = load_average(tmp_path)
@@ -255,3 +264,28 @@ def test_frozen_weights_stay_when_others_train(config: TrainConfig, tmp_path: Pa
     assert stage.net.bias.item() == 0.0
     assert stage.net.weight.item() != 0.0
     assert set(load_average(tmp_path)[0]) == {"weight"}
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_batches_are_the_same_when_threads_draw_them_ahead(n_threads: int) -> None:
+    def draw(rng: np.random.Generator) -> float:
+        time.sleep(0.01 * rng.random())  # so that threads overtake one another
+        return float(rng.random())
+
+    def batches(n: int) -> list[tuple[float, float]]:
+        with Feed(draw, lambda step: np.random.SeedSequence([7, step]), n) as feed:
+            drawn = [feed.take(step) for step in range(5, 25)]
+        return [(batch, float(rng.random())) for batch, rng in drawn]
+
+    assert batches(n_threads) == batches(0)
+
+
+def test_fault_of_a_crop_ends_the_training_when_a_thread_meets_it() -> None:
+    def draw(rng: np.random.Generator) -> float:
+        raise ValueError("no such crop")
+
+    with (
+        Feed(draw, np.random.SeedSequence, 2) as feed,
+        pytest.raises(ValueError, match="no such crop"),
+    ):
+        feed.take(0)

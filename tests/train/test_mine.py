@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from wsi_stain.config import CriticSpec, DataConfig, TrainConfig
 from wsi_stain.errors import ConfigError
 from wsi_stain.train.data import ImageSet
+from wsi_stain.train.feed import Feed
 from wsi_stain.train.images import TrainImage
 from wsi_stain.train.mine import (
     MineStage,
@@ -210,7 +211,7 @@ def test_small_crops_are_refused_when_no_roll_is_far_enough(
     small = ImageSet(tissue_144.images, structs.replace(config.data, crop_px=128))
     stage = MineStage(config, small, small, torch.device("cpu"))
     with pytest.raises(ConfigError, match="at least 144 px"):
-        stage.loss(np.random.default_rng(0), torch.Generator())
+        stage.loss(*Feed(stage.draw, np.random.SeedSequence, 0).take(0), torch.Generator())
 
 
 def _train(config: TrainConfig, images: ImageSet, held_out: ImageSet, steps: int) -> MineStage:
@@ -219,7 +220,7 @@ def _train(config: TrainConfig, images: ImageSet, held_out: ImageSet, steps: int
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     for _ in range(steps):
         optimizer.zero_grad()
-        stage.loss(rng, generator).backward()  # type: ignore[no-untyped-call]
+        stage.loss(stage.draw(rng), rng, generator).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return stage
 

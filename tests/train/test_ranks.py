@@ -32,11 +32,16 @@ class Plane:
         self.part = slice(ranks.rank, None, ranks.size)
         self.calls = 0
 
-    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> torch.Tensor:
-        """Squared error of this rank's part; the batch is told by the number of the call."""
+    def draw(self, rng: np.random.Generator) -> torch.Tensor:
+        """This rank's part of a batch that the number of the call tells."""
         x = torch.from_numpy(np.random.default_rng(self.calls).standard_normal((8, 3))).float()
         self.calls += 1
-        x = x[self.part]
+        return x[self.part]
+
+    def loss(
+        self, x: torch.Tensor, rng: np.random.Generator, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Squared error of this rank's part."""
         errors: torch.Tensor = (self.net(x) - x.sum(1, keepdim=True)).square()
         return errors
 

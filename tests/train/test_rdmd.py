@@ -13,6 +13,7 @@ from msgspec import structs
 from wsi_stain.config import TrainConfig
 from wsi_stain.manifest import ignore
 from wsi_stain.train.checkpoint import load_average
+from wsi_stain.train.feed import Feed
 from wsi_stain.train.he_fields import load_fields
 from wsi_stain.train.loop import fit
 from wsi_stain.train.rdmd import MatchStage, match_loss
@@ -107,7 +108,9 @@ def test_fake_score_follows_and_student_learns_when_stepped(
 ) -> None:
     stage = _stage(config, tmp_path)
     before = {name: tensor.clone() for name, tensor in stage.memory.items()}
-    loss = stage.loss(np.random.default_rng(0), torch.Generator().manual_seed(0))
+    loss = stage.loss(
+        *Feed(stage.draw, np.random.SeedSequence, 0).take(0), torch.Generator().manual_seed(0)
+    )
     assert loss.shape == (config.batch,)
     moved = [n for n, tensor in stage.memory.items() if not torch.equal(tensor, before[n])]
     assert any(name == "fake.tail.weight" for name in moved)
@@ -125,11 +128,15 @@ def test_nothing_pulls_when_fake_and_true_score_agree_above_the_start(
     # Above the start step the true score is unguided, and the fake one starts as its copy.
     distill = structs.replace(config.distill, match_levels=(200, 200), regress_weight=0.0)
     stage = _stage(structs.replace(config, distill=distill), tmp_path)
-    loss = stage.loss(np.random.default_rng(0), torch.Generator().manual_seed(0))
+    loss = stage.loss(
+        *Feed(stage.draw, np.random.SeedSequence, 0).take(0), torch.Generator().manual_seed(0)
+    )
     assert float(loss.detach().abs().max()) < 1e-8
     guided = structs.replace(distill, match_levels=(100, 100))
     stage = _stage(structs.replace(config, distill=guided), tmp_path)
-    loss = stage.loss(np.random.default_rng(0), torch.Generator().manual_seed(0))
+    loss = stage.loss(
+        *Feed(stage.draw, np.random.SeedSequence, 0).take(0), torch.Generator().manual_seed(0)
+    )
     assert float(loss.detach().min()) > 1e-8  # here the guidance is the difference
 
 

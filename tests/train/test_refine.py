@@ -12,6 +12,7 @@ from msgspec import structs
 
 from wsi_stain.config import DataConfig, HeadsSpec, NetSpec, TrainConfig
 from wsi_stain.train.data import ImageSet
+from wsi_stain.train.feed import Feed
 from wsi_stain.train.images import TrainImage
 from wsi_stain.train.refine import RefineStage, grey_copy
 from wsi_stain.translate.networks import ScoreNet
@@ -53,7 +54,9 @@ def test_grey_copy_stays_in_range_when_black_or_white() -> None:
 def test_encoder_is_frozen_when_heads_train(stage: RefineStage) -> None:
     before = {name: p.clone() for name, p in stage.encoder.named_parameters()}
     optimizer = torch.optim.Adam(stage.net.parameters(), lr=1e-2)
-    loss = stage.loss(np.random.default_rng(0), torch.Generator().manual_seed(0))
+    loss = stage.loss(
+        *Feed(stage.draw, np.random.SeedSequence, 0).take(0), torch.Generator().manual_seed(0)
+    )
     assert loss.shape == (2, 36)
     loss.mean().backward()  # type: ignore[no-untyped-call]
     optimizer.step()
@@ -66,7 +69,9 @@ def test_encoder_is_frozen_when_heads_train(stage: RefineStage) -> None:
 def test_loss_is_equal_when_generators_are(stage: RefineStage) -> None:
     def draw(seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
-        return stage.loss(np.random.default_rng(seed), generator).detach()
+        return stage.loss(
+            *Feed(stage.draw, np.random.SeedSequence, 0).take(seed), generator
+        ).detach()
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
@@ -77,7 +82,7 @@ def _train(stage: RefineStage, steps: int) -> dict[str, float]:
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     for _ in range(steps):
         optimizer.zero_grad()
-        stage.loss(rng, generator).mean().backward()  # type: ignore[no-untyped-call]
+        stage.loss(stage.draw(rng), rng, generator).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return stage.evaluate()
 

@@ -12,6 +12,7 @@ from msgspec import structs
 
 from wsi_stain.config import DistillConfig, TrainConfig
 from wsi_stain.manifest import ignore
+from wsi_stain.train.feed import Feed
 from wsi_stain.train.he_fields import load_fields
 from wsi_stain.train.regress import RegressStage, density_of, regress_loss
 from wsi_stain.train.teacher_pairs import Pairs, make_pairs
@@ -101,7 +102,7 @@ def test_student_nears_its_teacher_when_trained(
     rng, generator = np.random.default_rng(0), torch.Generator()
     for _ in range(25):
         optimizer.zero_grad()
-        stage.loss(rng, generator).mean().backward()  # type: ignore[no-untyped-call]
+        stage.loss(stage.draw(rng), rng, generator).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     after = stage.evaluate()
     assert after["grey"] < (0.9, 0.97)[evaluations - 1] * before["grey"]
@@ -129,7 +130,9 @@ def test_loss_is_equal_when_generators_are(
     stage = _stage(distill_config, pairs)
 
     def draw(seed: int) -> torch.Tensor:
-        return stage.loss(np.random.default_rng(seed), torch.Generator()).detach()
+        return stage.loss(
+            *Feed(stage.draw, np.random.SeedSequence, 0).take(seed), torch.Generator()
+        ).detach()
 
     assert draw(1).shape == (distill_config.batch,)
     assert torch.equal(draw(1), draw(1))

@@ -11,6 +11,7 @@ from msgspec import structs
 
 from wsi_stain.config import DataConfig, NetSpec, TrainConfig
 from wsi_stain.train.data import ImageSet, measure_mean_sd
+from wsi_stain.train.feed import Feed
 from wsi_stain.train.score import (
     HELD_OUT_STEPS,
     ScoreStage,
@@ -159,7 +160,9 @@ def test_loss_is_equal_when_generators_are(tissue: ImageSet) -> None:
 
     def draw(seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
-        return stage.loss(np.random.default_rng(seed), generator).detach()
+        return stage.loss(
+            *Feed(stage.draw, np.random.SeedSequence, 0).take(seed), generator
+        ).detach()
 
     assert draw(1).shape == (CONFIG.batch,)
     assert torch.equal(draw(1), draw(1))
@@ -175,7 +178,7 @@ def test_net_learns_when_trained_a_little(predict: Predict, tissue: ImageSet) ->
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     for _ in range(30):
         optimizer.zero_grad()
-        stage.loss(rng, generator).mean().backward()  # type: ignore[no-untyped-call]
+        stage.loss(stage.draw(rng), rng, generator).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     after = stage.evaluate()
     # A preconditioned net starts as the best linear denoiser and passes it within 30 steps.

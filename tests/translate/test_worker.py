@@ -29,6 +29,7 @@ from wsi_stain.translate.maps import gradient_map
 from wsi_stain.translate.pixels import to_model
 from wsi_stain.translate.worker import (
     TranslateTask,
+    choose_batch,
     measure_map_scale,
     translate_tiles,
 )
@@ -195,3 +196,19 @@ def test_user_beats_the_bundle_when_both_speak(
     assert guidance == (spec.guidance if guided else None)
     own = GuidanceSpec(entropy="none")
     assert resolve_sampling(spec, structs.replace(config, guidance=own, guided=True))[1] == own
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "n_tiles", "expected"),
+    [
+        (0, "cpu", 1, 4),
+        (0, "cpu", 64, 4),
+        (0, "cuda", 64, 64),
+        (0, "cuda", 20, 20),
+        (7, "cuda", 1, 7),
+    ],
+)
+def test_batch_suits_the_device_when_none_is_asked_for(
+    asked: int, kind: str, n_tiles: int, expected: int
+) -> None:
+    assert choose_batch(asked, torch.device(kind), n_tiles) == expected

@@ -27,7 +27,7 @@ from wsi_stain.archive.jobs import WHOLE, Job
 from wsi_stain.archive.lanes import Lanes, Orders, Workers
 from wsi_stain.archive.ledger import Ledger
 from wsi_stain.archive.record import ArchiveFiles
-from wsi_stain.cluster import available_cores
+from wsi_stain.cluster import available_cores, count_workers
 from wsi_stain.errors import DeviceError
 from wsi_stain.files import atomic_write_bytes
 from wsi_stain.manifest import Event
@@ -181,7 +181,7 @@ class _Probe:
 
 def _n_workers(orders: Orders) -> int:
     cluster = orders.base.cluster
-    return cluster.workers or nvidia_devices(cluster) or available_cores()
+    return count_workers(cluster.workers, nvidia_devices(cluster))
 
 
 def _ignore(name: str, event: Event) -> None:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from wsi_stain.cluster.address import address_crew
 from wsi_stain.cluster.crew import GPU, Crew, Places, workers_for
 from wsi_stain.cluster.local import local_crew
-from wsi_stain.cluster.machine import available_cores, visible_devices
+from wsi_stain.cluster.machine import available_cores, count_workers, visible_devices
 from wsi_stain.cluster.parcels import Parcels, open_parcels, run_shard
 from wsi_stain.cluster.parent import warm_up
 from wsi_stain.cluster.slurm import import_jobqueue, slurm_crew
@@ -24,6 +24,7 @@ __all__ = [
     "Parcels",
     "Places",
     "available_cores",
+    "count_workers",
     "get_ready",
     "open_crew",
     "open_parcels",

@@ -18,7 +18,7 @@ from typing import Any
 from wsi_stain.cluster.crew import GPU, Crew, gpu_places
 from wsi_stain.cluster.dashboard import check_dashboard, own_link, page_settings
 from wsi_stain.cluster.devices import DevicePlan, plan_devices
-from wsi_stain.cluster.machine import available_cores
+from wsi_stain.cluster.machine import available_cores, count_workers
 from wsi_stain.cluster.parent import start_method, warm_up
 from wsi_stain.cluster.quiet import (
     PRE_SPAWN,
@@ -60,8 +60,8 @@ def local_crew(config: ClusterConfig, devices: Sequence[str]) -> Iterator[Crew]:
 
     check_dashboard(config)
     plan = plan_devices(devices)
-    n_workers = config.workers or len(devices) or available_cores()
-    warm_up(config, len(devices))
+    n_workers = count_workers(config.workers, len(devices))
+    warm_up(config)
     with (
         tempfile.TemporaryDirectory(prefix="wsi-stain-") as folder,
         dask.config.set(_settings(folder, plan.devices) | page_settings(config)),
@@ -93,7 +93,7 @@ def local_crew(config: ClusterConfig, devices: Sequence[str]) -> Iterator[Crew]:
 def _settings(folder: str, devices: Sequence[str]) -> dict[str, Any]:
     return dask_settings(folder) | {
         PRE_SPAWN: worker_environment(),
-        "distributed.worker.multiprocessing-method": start_method(len(devices)),
+        "distributed.worker.multiprocessing-method": start_method(),
     }
 
 

@@ -4,7 +4,7 @@ In: nothing. Out: a fork server, made ready in the background. Not here: workers
 
 A worker that is spawned takes seconds of a core to import torch and Dask; a fork has them, and
 shares their memory. Nothing is used in the parent, so there is nothing that a fork could break: no
-thread, no device, no open file. CUDA cannot be forked, so its workers are spawned.
+thread, no device, no open file. CUDA cannot be forked once it is in use; the parent never uses it.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ IMPORTS = (
 )
 
 
-def warm_up(config: ClusterConfig, n_devices: int) -> None:
+def warm_up(config: ClusterConfig) -> None:
     """Begin with the imports of the workers that `config` will ask for, if they are to be forks."""
-    if config.executor == "dask" and start_method(n_devices) == "forkserver":
+    if config.executor == "dask" and start_method() == "forkserver":
         prepare_parent()
 
 
-def start_method(n_devices: int) -> str:
-    """Tell how workers are started: forks where that is safe, on Linux without CUDA."""
-    return "forkserver" if sys.platform == "linux" and not n_devices else "spawn"
+def start_method() -> str:
+    """Tell how workers are started: forks where that is safe, on Linux."""
+    return "forkserver" if sys.platform == "linux" else "spawn"
 
 
 def prepare_parent() -> None:

@@ -64,7 +64,7 @@ class SampleConfig(Settings, frozen=True, kw_only=True):
     guidance: GuidanceSpec | None = None
     guided: bool = True
     seeds: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
-    batch_tiles: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 4
+    batch_tiles: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0  # 0: as suits the device
 
 
 class TrustConfig(Settings, frozen=True, kw_only=True):
@@ -110,7 +110,7 @@ class SlurmConfig(Settings, frozen=True, kw_only=True):
 
 
 class ClusterConfig(Settings, frozen=True, kw_only=True):
-    """Where the work runs. ``workers=0``: one per CUDA device, else one per CPU core.
+    """Where the work runs. ``workers=0``: as suits it.
 
     `executor`: workers of this machine ("dask"), this process ("serial"), Slurm jobs ("slurm"), or
     the workers of a scheduler that runs already ("address").

@@ -29,7 +29,7 @@ from wsi_stain.stain.density import is_stained, lay_glass
 from wsi_stain.stain.spread import OD_PER_LEVEL, spread_levels
 from wsi_stain.translate.bundle import ModelBundle
 from wsi_stain.translate.fit import ColorFit, fit_pictures
-from wsi_stain.translate.worker import TranslateTask, translate_tiles
+from wsi_stain.translate.worker import TranslateTask, choose_batch, translate_tiles
 from wsi_stain.write.stitch import stitch_bands
 
 __all__ = ["ModelPainter", "NullPainter", "Painted", "Painter", "translate_picture"]
@@ -261,7 +261,8 @@ def translate_picture(painter: ModelPainter, subject: Subject, fit: ColorFit) ->
     places_xy = np.array([region[:2] for region in regions], np.int64) + offset
     picture = _mirrored(subject.he, places_xy.max(axis=0) + spec.tile_px)
     tiles = np.stack([picture[y : y + spec.tile_px, x : x + spec.tile_px] for x, y in places_xy])
-    batch = min(painter.variant.sample.batch_tiles, grid.n_tiles)  # short batches are filled up
+    asked = choose_batch(painter.variant.sample.batch_tiles, painter.bundle.device, grid.n_tiles)
+    batch = min(asked, grid.n_tiles)  # short batches are filled up
     task = TranslateTask(
         store=Path(),  # tiles come from memory
         bundle=spec.name,

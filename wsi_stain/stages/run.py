@@ -257,7 +257,7 @@ class Run:
         if not isinstance(done.result, ShardReport):
             return
         self.devices.add(f"{done.result.device} {done.result.dtype}")
-        asked, fits = self.config.sample.batch_tiles, done.result.batch_tiles
+        asked, fits = done.result.asked_tiles, done.result.batch_tiles
         text = (
             f"Memory of {done.result.device} did not hold batches of {asked} tiles: {fits} were "
             f"taken, so that tiles may differ by 1 grey level (--batch {fits} asks for them)."

@@ -57,16 +57,18 @@ class ImageSet:
             sha.update(image.rgb.tobytes())
         return sha.hexdigest()
 
-    def batch(self, n: int, rng: np.random.Generator) -> torch.Tensor:
+    def batch(
+        self, n: int, rng: np.random.Generator, device: torch.device | str = "cpu"
+    ) -> torch.Tensor:
         """Draw n crops.
 
         Returns
         -------
         torch.Tensor
-            float32 (n, 3, crop_px, crop_px) in [-1, 1].
+            float32 (n, 3, crop_px, crop_px) in [-1, 1], on the device.
         """
         picks = rng.choice(len(self.images), size=n, p=self._chance)
-        return to_model(np.stack([self._crop(self.images[i].rgb, rng) for i in picks]))
+        return to_model(np.stack([self._crop(self.images[i].rgb, rng) for i in picks]), device)
 
     def fixed(self, n: int, seed: int) -> torch.Tensor:
         """Draw n crops without variation, the same for a seed, spread over all images.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,15 +20,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from wsi_stain.cluster import available_cores
 from wsi_stain.config import TrainConfig
 from wsi_stain.errors import DeviceError
 from wsi_stain.manifest import Event, Listener, ignore
 from wsi_stain.train.checkpoint import Progress, load_into, resume, save, trained
 from wsi_stain.train.curve import Curve, Row
+from wsi_stain.train.feed import Feed
 from wsi_stain.train.ranks import ALONE, Ranks
 from wsi_stain.translate.bundle import fast_dtype
 
 __all__ = ["Painter", "Stage", "fit"]
+
+MOST_THREADS = 12
 
 
 class Stage(Protocol):
@@ -44,8 +48,14 @@ class Stage(Protocol):
         """Tensors beside the net that the loss updates in place; empty for most stages."""
         ...
 
-    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> torch.Tensor:
-        """Loss of one batch, one number per sample or position; all randomness is passed in."""
+    def draw(self, rng: np.random.Generator) -> Any:
+        """Draw a batch: the work of the processor, which a thread may do steps ahead."""
+        ...
+
+    def loss(
+        self, batch: Any, rng: np.random.Generator, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Loss of a batch, one number per sample or position; all randomness is passed in."""
         ...
 
     def evaluate(self) -> dict[str, float]:
@@ -120,31 +130,38 @@ class _Run:
         self.device = next(stage.net.parameters()).device
         self.curve = Curve.read(folder, config.stage, state.samples)
         self.losses: list[float] = []
+        self.latest: torch.Tensor | None = None
 
     def go(self, should_stop: Callable[[], bool]) -> None:
-        config, state = self.config, self.state
         self._tell("start")
+        with Feed(self.stage.draw, self._seed, self._threads()) as feed:
+            self._train(feed, should_stop)
+        if self.ranks.leads:
+            self._save()
+            self._measure()
+        if self._is_flat():
+            text = (
+                f"The held-out curve is flat: {self.config.flat_measures} measures gained less "
+                f"than {self.config.flat_gain:.1%} together. Training ends at "
+                f"{self.state.samples} samples."
+            )
+            self.listener(Event("train", "note", text=text))
+        self._tell("finish")
+
+    def _train(self, feed: Feed, should_stop: Callable[[], bool]) -> None:
+        config, state = self.config, self.state
         began = time.monotonic()
         while state.samples < config.samples and not self.ranks.any(self._is_flat()):
             if self.ranks.any(should_stop()):
                 break
-            self.losses.append(self._step())
+            self._step(*feed.take(state.step))
             before, state.samples = state.samples, state.samples + config.batch
             state.step += 1
             self._tell("advance")
             now = time.monotonic()
             state.seconds, began = state.seconds + now - began, now
             self._keep_up(before)
-        if self.ranks.leads:
-            self._save()
-            self._measure()
-        if self._is_flat():
-            text = (
-                f"The held-out curve is flat: {config.flat_measures} measures gained less than "
-                f"{config.flat_gain:.1%} together. Training ends at {state.samples} samples."
-            )
-            self.listener(Event("train", "note", text=text))
-        self._tell("finish")
+        self._hear_loss()
 
     def _keep_up(self, before: int) -> None:
         """Measure and save where a multiple of the cadence has been passed."""
@@ -152,42 +169,62 @@ class _Run:
             return
         config, samples = self.config, self.state.samples
         if before // config.evaluate_every != samples // config.evaluate_every:
+            self._hear_loss()
             self._measure()
             self.losses = []
         if before // config.checkpoint_every != samples // config.checkpoint_every:
+            self._hear_loss()
             self._save()
 
-    def _step(self) -> float:
+    def _seed(self, step: int) -> np.random.SeedSequence:
+        ranks = self.ranks
+        return np.random.SeedSequence(
+            [self.config.seed, step] + ([ranks.rank] if ranks.size > 1 else [])
+        )
+
+    def _threads(self) -> int:
+        """Draw ahead on a device; without one the training needs the cores itself."""
+        if self.device.type == "cpu":
+            return 0
+        return max(1, min(MOST_THREADS, available_cores() // self.ranks.on_this_host() - 1))
+
+    def _step(self, batch: Any, rng: np.random.Generator) -> None:
         config, state, ranks = self.config, self.state, self.ranks
-        place = [config.seed, state.step] + ([ranks.rank] if ranks.size > 1 else [])
-        seed = np.random.SeedSequence(place)
-        rng = np.random.default_rng(seed)
-        generator = torch.Generator(self.device).manual_seed(int(seed.generate_state(1)[0]))
+        seed = int(self._seed(state.step).generate_state(1)[0])
+        generator = torch.Generator(self.device).manual_seed(seed)
         warm = min(1.0, (state.samples + config.batch) / max(1.0, config.warmup_samples))
         for group in state.optimizer.param_groups:
             group["lr"] = config.lr * warm
         state.optimizer.zero_grad(set_to_none=True)
         low = fast_dtype(self.device) == torch.bfloat16
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=low):
-            loss = self.stage.loss(rng, generator).float().mean()
+            loss = self.stage.loss(batch, rng, generator).float().mean()
         loss.backward()  # type: ignore[no-untyped-call]
         weights = trained(self.stage.net)
         mean_loss = loss.detach().clone()
         grads = [p.grad for p in weights.values() if p.grad is not None]
         ranks.average([mean_loss, *grads, *self.stage.memory.values()])
-        value = float(mean_loss)
-        if not np.isfinite(value):
-            raise DeviceError(
-                f"The training loss became {value} at sample {state.samples}.",
-                hint="Lower lr; the last checkpoint is sound.",
-            )
         torch.nn.utils.clip_grad_norm_(weights.values(), config.grad_clip)
         state.optimizer.step()
         decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
         with torch.no_grad():
             live: list[torch.Tensor] = list(weights.values())
             torch._foreach_lerp_(list(state.average.values()), live, 1.0 - decay)
-        return value
+        # The loss before this one is read now: a device that is asked for this one would idle.
+        self._hear_loss()
+        self.latest = mean_loss
+
+    def _hear_loss(self) -> None:
+        """Write down the latest loss, which must be finite before anything is saved."""
+        if self.latest is None:
+            return
+        value, self.latest = float(self.latest), None
+        if not np.isfinite(value):
+            raise DeviceError(
+                f"The training loss became {value} before sample {self.state.samples}.",
+                hint="Lower lr; the last checkpoint is sound.",
+            )
+        self.losses.append(value)
 
     def _measure(self) -> None:
         """Write one line of the curve and the samples, from the averaged weights."""

@@ -161,9 +161,14 @@ class MineStage:
         self.running = torch.zeros((), device=device)
         self.memory = {"running": self.running} if config.critic.loss == "mine" else {}
 
-    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> torch.Tensor:
+    def draw(self, rng: np.random.Generator) -> torch.Tensor:
+        """Draw clean crops."""
+        return self.train.batch(self.config.batch, rng, self.device)
+
+    def loss(
+        self, y_0: torch.Tensor, rng: np.random.Generator, generator: torch.Generator
+    ) -> torch.Tensor:
         """Loss of one batch: a scalar, since negatives mix positions."""
-        y_0 = self.train.batch(self.config.batch, rng).to(self.device)
         steps = torch.from_numpy(rng.integers(1, self.config.focus_step + 1, len(y_0)))
         joint, marginal = self.scores(y_0, steps.to(self.device), generator)
         return mi_loss(joint, marginal, self.config.critic.loss, self.running)

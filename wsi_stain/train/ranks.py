@@ -8,6 +8,7 @@ ranks keep the same weights and a step equals one of a single process with the j
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,10 @@ class Ranks:
     def leads(self) -> bool:
         """Whether this one writes files, measures and speaks."""
         return self.rank == 0
+
+    def on_this_host(self) -> int:
+        """Count the processes of this training on this host: they share its cores."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.size > 1 else 1
 
     def share(self, batch: int) -> int:
         """Give this rank's part of the joint batch.

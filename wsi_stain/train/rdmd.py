@@ -92,9 +92,10 @@ class MatchStage(RegressStage):
         self.fake: ScoreNet = fake.to(device).train().requires_grad_(True)
         self.optimizer, self.memory = _prepare_adam(self.fake, config.distill.fake_lr)
 
-    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> torch.Tensor:
+    def loss(
+        self, batch: PairBatch, rng: np.random.Generator, generator: torch.Generator
+    ) -> torch.Tensor:
         """Teach the fake score one step; give the student's loss per sample."""
-        batch = self.draw(rng)
         y_0 = self.estimates(batch)[-1]
         low, high = self.config.distill.match_levels
         level = int(rng.integers(low, min(high, self.schedule.timesteps) + 1))

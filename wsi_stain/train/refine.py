@@ -77,9 +77,14 @@ class RefineStage:
         self.schedule = Schedule()
         self.held_out = held_out.fixed(HELD_OUT_CROPS, seed=1).to(device)
 
-    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> torch.Tensor:
+    def draw(self, rng: np.random.Generator) -> torch.Tensor:
+        """Draw clean crops."""
+        return self.train.batch(self.config.batch, rng, self.device)
+
+    def loss(
+        self, y_0: torch.Tensor, rng: np.random.Generator, generator: torch.Generator
+    ) -> torch.Tensor:
         """Loss of one batch, per position."""
-        y_0 = self.train.batch(self.config.batch, rng).to(self.device)
         steps = torch.from_numpy(rng.integers(1, HELD_OUT_LEVELS[-1] + 1, len(y_0)))
         gamma = torch.from_numpy(np.exp(0.25 * rng.standard_normal(len(y_0)))).float()
         queries, keys = self._features(y_0, steps.to(self.device), gamma, generator)

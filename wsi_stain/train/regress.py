@@ -113,9 +113,10 @@ class RegressStage:
         self.grid = student_grid(config.distill.evaluations, start_step)
         self.memory: dict[str, torch.Tensor] = {}
 
-    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> torch.Tensor:
+    def loss(
+        self, batch: PairBatch, rng: np.random.Generator, generator: torch.Generator
+    ) -> torch.Tensor:
         """Loss of one batch, per sample; all evaluations of the student count alike."""
-        batch = self.draw(rng)
         losses = [regress_loss(y, batch.target, self.config.distill) for y in self.estimates(batch)]
         return torch.stack(losses).mean(dim=0)
 

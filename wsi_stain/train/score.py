@@ -130,9 +130,14 @@ class ScoreStage:
         self.schedule = Schedule()
         self.held_out = held_out.fixed(HELD_OUT_CROPS, seed=1).to(device)
 
-    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> torch.Tensor:
+    def draw(self, rng: np.random.Generator) -> torch.Tensor:
+        """Draw clean crops."""
+        return self.train.batch(self.config.batch, rng, self.device)
+
+    def loss(
+        self, y_0: torch.Tensor, rng: np.random.Generator, generator: torch.Generator
+    ) -> torch.Tensor:
         """Loss of one batch, per sample."""
-        y_0 = self.train.batch(self.config.batch, rng).to(self.device)
         steps = torch.from_numpy(draw_steps(self.config, len(y_0), rng)).to(self.device)
         eps = torch.randn(y_0.shape, generator=generator, device=self.device)
         return score_loss(self.net, self.schedule, y_0, steps, eps)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -101,6 +101,40 @@ def path_weights(schedule: Schedule, t: int, s: int, eta: float) -> list[tuple[i
     return [(u, w / norm) for u, w in weights]
 
 
+class Extremes:
+    """Notes the extremes of what is computed, to be looked at once, when all is done.
+
+    To look is to wait for the device, which then waits for the next step's kernels.
+    """
+
+    def __init__(self) -> None:
+        self._extremes: list[torch.Tensor] = []
+        self._names: list[tuple[str, int]] = []
+
+    def add(self, values: torch.Tensor, t: int, term: str) -> None:
+        """Note what a term gave at step t."""
+        # The extremes of an array with NaN are NaN: one pass instead of four.
+        self._extremes.append(torch.stack(values.aminmax()))
+        self._names.append((term, t))
+
+    def require_finite(self) -> None:
+        """Refuse a result on the way to which a value was not finite.
+
+        Raises
+        ------
+        DeviceError
+            Step and term of the first such value are named.
+        """
+        finite = torch.isfinite(torch.stack(self._extremes)).all(dim=1).tolist()
+        if all(finite):
+            return
+        term, t = self._names[finite.index(False)]
+        raise DeviceError(
+            f"The {term} gave a value that is not finite at step {t}.",
+            hint="Run again with --device cpu to tell a broken device from a broken bundle.",
+        )
+
+
 @dataclass(frozen=True)
 class View:
     """What a batch is translated from, the same in all steps.
@@ -115,12 +149,15 @@ class View:
         Noise fields, by step.
     map_scale
         Scale of the gradient map; in training one per sample, (B, 1, 1, 1).
+    seen
+        Notes what net and guidance give.
     """
 
     x_0: torch.Tensor
     edges: torch.Tensor
     noise: Noise
     map_scale: float | torch.Tensor
+    seen: Extremes = field(default_factory=Extremes)
 
 
 class Sampler:
@@ -202,6 +239,7 @@ class Sampler:
             if move.spread > 0.0:
                 y_t = y_t + move.spread * self._path(t, s, noise)
             previous, h_previous = y0_hat, move.h
+        view.seen.require_finite()
         return y_t.clamp(-1.0, 1.0)
 
     def start(self, x_0: torch.Tensor, noise: Noise) -> torch.Tensor:
@@ -234,7 +272,7 @@ class Sampler:
         alpha, sigma = float(self.schedule.alpha[t]), float(self.schedule.sigma[t])
         ones = torch.ones(len(y_t), device=y_t.device)
         y0_hat = self.look(y_t, alpha * ones, sigma * ones, view)
-        _require_finite(y0_hat, t, self.net_name)
+        view.seen.add(y0_hat, t, self.net_name)
         if self.guidance is None:
             return y0_hat.clamp(-1.0, 1.0)
         state = StepState(
@@ -248,7 +286,7 @@ class Sampler:
             draw_g_t=lambda: self._map(view, t),
         )
         gradient = clip_gradient(self.guidance(state), self.spec, sigma)
-        _require_finite(gradient, t, "guidance")
+        view.seen.add(gradient, t, "guidance")
         return (y0_hat + self._shift(t, s) * gradient).clamp(-1.0, 1.0)
 
     def look(
@@ -291,12 +329,3 @@ def clip_gradient(gradient: torch.Tensor, spec: GuidanceSpec, sigma: float) -> t
     dims = (1,) if spec.clip == "pixel" else (1, 2, 3)
     rms = gradient.square().mean(dim=dims, keepdim=True).sqrt()
     return gradient * (spec.clip_limit / sigma / rms.clamp_min(1e-12)).clamp_max(1.0)
-
-
-def _require_finite(values: torch.Tensor, t: int, term: str) -> None:
-    # The extremes of an array with NaN are NaN: one pass instead of four.
-    if not bool(torch.isfinite(torch.stack(values.aminmax())).all()):
-        raise DeviceError(
-            f"The {term} gave a value that is not finite at step {t}.",
-            hint="Run again with --device cpu to tell a broken device from a broken bundle.",
-        )

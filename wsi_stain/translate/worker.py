@@ -33,12 +33,15 @@ __all__ = [
     "ShardReport",
     "TranslateTask",
     "Translation",
+    "choose_batch",
     "measure_map_scale",
     "resolve_sampling",
     "translate_tiles",
 ]
 
 Tiles = NDArray[np.uint8]
+# A processor only wants its caches full; a device idles between the kernels of a small batch.
+BATCH_TILES = {"cpu": 4, "cuda": 64}
 SEEDS = 2**31  # there are so many; after the last comes the first
 
 
@@ -50,7 +53,8 @@ class ShardReport:
     seconds: float
     device: str
     dtype: str
-    batch_tiles: int = 0  # fewer than asked for where memory ran out
+    asked_tiles: int = 0  # a batch
+    batch_tiles: int = 0  # fewer than that where memory ran out
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,8 @@ class TranslateTask:
         numbers = store.grid.shard(shard)
         places = np.array([store.grid.region_out(i)[:2] for i in numbers], dtype=np.int64)
         he = store.read("he", shard)
-        headroom = _headroom(self.bundle, self.device, self.sample.batch_tiles)
+        asked = choose_batch(self.sample.batch_tiles, bundle.device, store.grid.shard_tiles)
+        headroom = _headroom(self.bundle, self.device, asked)
         made = translate_tiles(bundle, self, he, places, headroom)
         judge = TileJudge(self.start.stain, bundle.spec.color, store.grid.scale.mpp_out)
         sds = [None] * len(he) if made.sd is None else made.sd
@@ -108,7 +113,7 @@ class TranslateTask:
         store.write("ihc", shard, made.ihc, self.key, facts=scores)
         seconds = time.monotonic() - began
         device, dtype = str(bundle.device), str(bundle.dtype)
-        return ShardReport(len(he), seconds, device, dtype, headroom.batch_tiles)
+        return ShardReport(len(he), seconds, device, dtype, asked, headroom.batch_tiles)
 
 
 class Translation(NamedTuple):
@@ -127,6 +132,11 @@ class Translation(NamedTuple):
     ihc: Tiles
     bare: Tiles
     sd: NDArray[np.float32] | None
+
+
+def choose_batch(asked: int, device: torch.device, n_tiles: int) -> int:
+    """Choose how many of `n_tiles` are translated at once; `asked` 0 leaves the choice here."""
+    return asked or min(BATCH_TILES[device.type], max(BATCH_TILES["cpu"], n_tiles))
 
 
 @functools.lru_cache(maxsize=2)
@@ -176,7 +186,8 @@ def translate_tiles(
     """
     solver, guidance = resolve_sampling(bundle.spec, task.sample)
     sampler = bundle.sampler(solver, guidance)
-    headroom = headroom or Headroom(task.sample.batch_tiles)
+    if headroom is None:
+        headroom = Headroom(choose_batch(task.sample.batch_tiles, bundle.device, len(he)))
 
     def translate(rows: NDArray[np.int64]) -> Translation:
         return _translate_batch(bundle, sampler, task, he[rows], places_xy[rows])

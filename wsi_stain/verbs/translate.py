@@ -35,7 +35,7 @@ __all__ = ["refuse_unused", "translate"]
 @click.option("--steps", "sample__steps", type=int, help="Steps of the solver.")
 @click.option("--unguided", is_flag=True, help="Leave the guidance out (ablation).")
 @click.option("--method", "stain__method", help="Color fit: macenko, reinhard or vahadane.")
-@click.option("--batch", "sample__batch_tiles", type=int, help="Tiles per batch.")
+@click.option("--batch", "sample__batch_tiles", type=int, help="Tiles per batch; 0: 4, on CUDA 64.")
 @click.option(
     "--format",
     "write__format",
@@ -65,7 +65,7 @@ def translate(**options: Any) -> None:
     """
     from wsi_stain.cluster import warm_up
     from wsi_stain.console import ProgressDisplay, print_summary
-    from wsi_stain.planning import nvidia_devices, plan_slide
+    from wsi_stain.planning import plan_slide
 
     slide, out = options.pop("slide"), options.pop("out")
     quiet, as_json = options.pop("quiet"), options.pop("as_json")
@@ -77,7 +77,7 @@ def translate(**options: Any) -> None:
     with ProgressDisplay(quiet=quiet or as_json) as display:
         plan = plan_slide(slide, config, display)
         # What comes now imports torch, here and in the workers: at the same time.
-        warm_up(config.cluster, nvidia_devices(config.cluster))
+        warm_up(config.cluster)
         from wsi_stain.evaluate.report import write_report
         from wsi_stain.pipeline import translate_planned
 
