@@ -45,8 +45,9 @@ __all__ = [
     "some_tiles",
 ]
 
-# What the net gets of a laptop core or a data-center GPU, all layers, in operations per second.
-NET_FLOP_S = {"cpu": 5.8e10, "cuda": 7.7e12}
+# What the net gets of a laptop core, and of an H100 by one process in batches of 64, all layers, in
+# operations per second.
+NET_FLOP_S = {"cpu": 5.8e10, "cuda": 2.4e13}
 # Terms of the guidance, seconds per megapixel and step on a core: measured, see bench_model.
 EDGES_S, CRITIC_S = 0.1, 0.38
 CONTRAST_EVALUATIONS = 1.26  # of the net: two encodings and the way back
@@ -206,7 +207,10 @@ def project_plan(grid: TileGrid, spec: BundleSpec, config: RunConfig) -> PlanPro
     solver, guidance = resolve_sampling(spec, config.sample)
     n_devices = nvidia_devices(config.cluster)
     n_workers = count_workers(config.cluster.workers, n_devices)
-    tile_s = config.sample.seeds * _tile_s(spec, solver, guidance, "cuda" if n_devices else "cpu")
+    net_s = _net_s(spec, solver, guidance, "cuda" if n_devices else "cpu")
+    sharing = n_workers / n_devices if n_devices else 1.0  # of one device
+    road_s = ROAD_S * spec.tile_px**2 / 1e6
+    tile_s = config.sample.seeds * (max(1.0, sharing) * net_s + road_s)
     lossless = config.write.lossless or config.write.format == "ome-zarr"
     speeds = Speeds(tile_s, n_workers, WORKER_BYTES)
     spread = config.sample.seeds > 1
@@ -218,13 +222,13 @@ def project_plan(grid: TileGrid, spec: BundleSpec, config: RunConfig) -> PlanPro
     return replace(projection, memory_bytes=here.memory_bytes)
 
 
-def _tile_s(
+def _net_s(
     spec: BundleSpec, solver: SolverSpec, guidance: GuidanceSpec | None, device: str
 ) -> float:
-    """Seconds of one tile in one worker; guidance runs as much faster on a GPU as the net does."""
-    megapixels = spec.tile_px**2 / 1e6
+    """Seconds of one tile on a core or GPU; guidance runs as much faster there as the net does."""
     if spec.net is None:
-        return ROAD_S * megapixels
+        return 0.0
+    megapixels = spec.tile_px**2 / 1e6
     flop = count_net_flop(spec.net, spec.tile_px)
     seconds = solver.steps * flop / NET_FLOP_S["cpu"]
     if guidance is not None:
@@ -234,7 +238,7 @@ def _tile_s(
         if spec.heads is not None and guidance.contrast != "none":
             low = min(1.0, guidance.contrast_below_step / solver.start_step)
             seconds += low * solver.steps * CONTRAST_EVALUATIONS * flop / NET_FLOP_S["cpu"]
-    return seconds * NET_FLOP_S["cpu"] / NET_FLOP_S[device] + ROAD_S * megapixels
+    return seconds * NET_FLOP_S["cpu"] / NET_FLOP_S[device]
 
 
 def count_net_flop(net: NetSpec, side_px: int) -> float:

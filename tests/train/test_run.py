@@ -12,7 +12,7 @@ import pytest
 import torch
 from msgspec import structs
 
-from wsi_stain.bundles import read_spec
+from wsi_stain.bundles import find_bundle, read_spec
 from wsi_stain.config import BundleSpec, GuidanceSpec, SolverSpec, TrainConfig, load_recipe
 from wsi_stain.errors import BundleError, ConfigError
 from wsi_stain.manifest import Event, ignore
@@ -210,3 +210,19 @@ def test_shipped_recipe_is_the_stage_of_its_name_when_loaded(name: str) -> None:
     assert config.data == first.data
     assert (config.name, config.marker) == (first.name, first.marker)
     assert config.data.crop_px >= 96
+
+
+@pytest.mark.parametrize(
+    ("recipe", "bundle"),
+    [("1-score.toml", "ki67"), ("1-score-cuda.toml", "ki67"), ("open/1-score.toml", "ki67-open")],
+)
+def test_bundle_of_a_shipped_recipe_runs_as_the_shipped_one(recipe: str, bundle: str) -> None:
+    config, _ = load_recipe(RECIPES / recipe, TrainConfig)
+    spec = read_spec(find_bundle(bundle))
+    asked, settled = (
+        (each.start_image, each.solver, each.teacher, each.guidance) for each in (config, spec)
+    )
+    # What scales a term that is off decides nothing.
+    assert config.guidance.contrast == "none"
+    off = spec.guidance.contrast_scale
+    assert (*asked[:3], structs.replace(asked[3], contrast_scale=off)) == settled
