@@ -34,6 +34,7 @@ demo: .venv/run.stamp
 	@echo "report:      $(DEMO)/CMU-1-Small-Region_ki67.run/report/index.html (open in a browser)"
 	@echo "H&E:         $(DEMO)/CMU-1-Small-Region.svs"
 	@echo "virtual IHC: $(DEMO)/CMU-1-Small-Region_ki67.ome.tiff (open both in QuPath)"
+	@echo "your slide:  source $(BIN)/activate, then wsi-stain translate slide.svs"
 
 test: .venv/test.stamp
 	$(BIN)/python -m pytest

@@ -154,3 +154,15 @@ def test_line_about_workers_stands_alone(capsys: pytest.CaptureFixture[str]) -> 
     printed = capsys.readouterr()
     assert printed.err.splitlines() == [line, line]
     assert printed.out == ""
+
+
+def test_line_ends_with_its_count_when_it_is_too_early_for_a_rate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("wsi_stain.console.time.monotonic", lambda: clock[0])
+    with ProgressDisplay() as display:
+        display(Event("fill", "start", total=9))
+        clock[0] += 0.1
+        display(Event("fill", "advance", done=4, total=9))
+    assert capsys.readouterr().err.splitlines() == ["read patches: 4/9"]

@@ -185,8 +185,11 @@ class ProgressDisplay(_Display):
         elif event.kind == "advance" and now_s - self._printed_s > PLAIN_EVERY_S:
             self._printed_s = now_s
             per_s = self._per_s(event)
-            left = f", {duration((event.total - event.done) / per_s)} left" if per_s else ""
-            self._say([f"{name}: {event.done}/{event.total}, {self._rate(event)}{left}"])
+            parts = [f"{name}: {event.done}/{event.total}"]
+            if per_s:
+                left = duration((event.total - event.done) / per_s)
+                parts += [self._rate(event), f"{left} left"]
+            self._say([", ".join(parts)])
 
 
 class ArchiveDisplay(_Display):
