@@ -186,6 +186,7 @@ def test_results_come_as_they_end_when_shards_differ(
 ) -> None:
     def task(number: int) -> int:
         if number == 5:
+            time.sleep(0.3)  # what ended before is heard of by then, from either worker
             (tmp_path / "five").touch()
         end_s = time.monotonic() + 60
         while number == 0 and not (tmp_path / "five").exists() and time.monotonic() < end_s:
@@ -293,7 +294,11 @@ def test_parent_of_workers_hears_no_interrupt_when_it_imports() -> None:
         import psutil
         from wsi_stain.cluster.parent import prepare_parent
         prepare_parent()
-        (parent,) = [p for p in psutil.Process().children() if "forkserver" in str(p.cmdline())]
+        name = "multiprocessing." + "forkserver"  # a child shows this text until it is its own
+        found = []
+        while not found:
+            found = [p for p in psutil.Process().children() if name in str(p.cmdline())]
+        (parent,) = found
         print(open(f"/proc/{parent.pid}/status").read())
         parent.kill()
     """
@@ -327,6 +332,7 @@ def test_numpy_has_one_thread_when_worker_is_one_of_several(
 def test_each_worker_sees_its_own_device_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    prepare_parent()  # it outlives the workers, and keeps a socket in the folder for such
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
@@ -334,7 +340,7 @@ def test_each_worker_sees_its_own_device_and_leaves_nothing_behind(
         time.sleep(0.05)
         return os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"]
 
-    with start(workers=0, devices=2, readers=1) as executor:
+    with start(workers=2, devices=2, readers=1) as executor:
         steps = [Step(name, task, range(12)) for name in ("fill", "translate")]
         done = list(executor.run_steps(steps))
         assert len(os.listdir(tmp_path)) == 1
