@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,7 @@ from wsi_stain.stain.normalize import StainTransform
 from wsi_stain.stain.start import StartTransform
 from wsi_stain.translate.bundle import load_bundle
 from wsi_stain.translate.maps import gradient_map
+from wsi_stain.translate.noise import NoiseField
 from wsi_stain.translate.pixels import to_model
 from wsi_stain.translate.worker import (
     TranslateTask,
@@ -212,3 +215,30 @@ def test_batch_suits_the_device_when_none_is_asked_for(
     asked: int, kind: str, n_tiles: int, expected: int
 ) -> None:
     assert choose_batch(asked, torch.device(kind), n_tiles) == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", ["solver", "student"])
+def test_picture_is_the_processors_when_a_device_makes_it(
+    way: Literal["solver", "student"],
+) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    x_0 = 2.0 * torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) - 1.0
+    x_0 = torch.nn.functional.interpolate(x_0, scale_factor=4.0, mode="bilinear")
+    places = torch.tensor([[0, 0], [256, 0]])
+
+    def paint(device: torch.device) -> torch.Tensor:
+        bundle = load_bundle("ki67", device, None if device.type == "cuda" else torch.float32)
+        sampler = bundle.sampler(*resolve_sampling(bundle.spec, SampleConfig(solver=way)))
+        assert sampler is not None
+        noise = functools.partial(_field, places.to(device))
+        return sampler(x_0.to(device), noise, 1.0, x_0.to(device)).cpu()
+
+    difference = (paint(torch.device("cuda")) - paint(CPU)).abs() * 127.5
+    # On tissue an H100 gave 0.10 with the solver and 0.14 with the student.
+    assert float(difference.mean()) < 0.5
+
+
+def _field(places: torch.Tensor, step: int) -> torch.Tensor:
+    return NoiseField(0).at(places, step, 256)
