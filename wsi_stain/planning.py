@@ -208,9 +208,9 @@ def project_plan(grid: TileGrid, spec: BundleSpec, config: RunConfig) -> PlanPro
     n_devices = nvidia_devices(config.cluster)
     n_workers = count_workers(config.cluster.workers, n_devices)
     net_s = _net_s(spec, solver, guidance, "cuda" if n_devices else "cpu")
-    sharing = n_workers / n_devices if n_devices else 1.0  # of one device
+    sharing = max(1.0, n_workers / n_devices) if n_devices else 1.0  # of one device
     road_s = ROAD_S * spec.tile_px**2 / 1e6
-    tile_s = config.sample.seeds * (max(1.0, sharing) * net_s + road_s)
+    tile_s = config.sample.seeds * (sharing * net_s + road_s)
     lossless = config.write.lossless or config.write.format == "ome-zarr"
     speeds = Speeds(tile_s, n_workers, WORKER_BYTES)
     spread = config.sample.seeds > 1

@@ -11,6 +11,7 @@ import torch
 from msgspec import structs
 
 from wsi_stain.config import TrainConfig
+from wsi_stain.errors import DeviceError
 from wsi_stain.manifest import ignore
 from wsi_stain.train.checkpoint import load_average
 from wsi_stain.train.feed import Feed
@@ -151,3 +152,12 @@ def test_resumed_run_is_the_undisturbed_one(tmp_path: Path, config: TrainConfig)
     assert found[1] == expected[1] == config.samples
     for name, tensor in expected[0].items():
         torch.testing.assert_close(found[0][name], tensor, rtol=0, atol=1e-6)
+
+
+def test_teacher_that_is_not_finite_is_named(config: TrainConfig, tmp_path: Path) -> None:
+    distill = structs.replace(config.distill, match_levels=(100, 100))
+    stage = _stage(structs.replace(config, distill=distill), tmp_path)
+    drawn = Feed(stage.draw, np.random.SeedSequence, 0).take(0)
+    stage.teacher.denoise = lambda y_t, *_: torch.full_like(y_t, float("nan"))
+    with pytest.raises(DeviceError, match="score net gave a value that is not finite at step 100"):
+        stage.loss(*drawn, torch.Generator().manual_seed(0))

@@ -52,7 +52,6 @@ class Feed:
         self._draw, self._seed_of, self._n_threads = draw, seed_of, n_threads
         self._pool = ThreadPoolExecutor(n_threads, "crops") if n_threads else None
         self._ahead: deque[Future[Drawn]] = deque()
-        self._next = 0
 
     def __enter__(self) -> Feed:
         return self
@@ -70,11 +69,8 @@ class Feed:
         """Give the batch of a step; steps are asked for one after another."""
         if self._pool is None:
             return self._make(step)
-        if not self._ahead:
-            self._next = step
         while len(self._ahead) <= self._n_threads:
-            self._ahead.append(self._pool.submit(self._make, self._next))
-            self._next += 1
+            self._ahead.append(self._pool.submit(self._make, step + len(self._ahead)))
         return self._ahead.popleft().result()
 
     def _make(self, step: int) -> Drawn:

@@ -32,7 +32,7 @@ from wsi_stain.translate.bundle import fast_dtype
 
 __all__ = ["Painter", "Stage", "fit"]
 
-MOST_THREADS = 12
+MOST_THREADS = 12  # that draw crops; a batch each is in memory
 
 
 class Stage(Protocol):
@@ -161,7 +161,7 @@ class _Run:
             now = time.monotonic()
             state.seconds, began = state.seconds + now - began, now
             self._keep_up(before)
-        self._hear_loss()
+        self._hear_loss()  # by every rank, also those that save nothing
 
     def _keep_up(self, before: int) -> None:
         """Measure and save where a multiple of the cadence has been passed."""
@@ -169,11 +169,9 @@ class _Run:
             return
         config, samples = self.config, self.state.samples
         if before // config.evaluate_every != samples // config.evaluate_every:
-            self._hear_loss()
             self._measure()
             self.losses = []
         if before // config.checkpoint_every != samples // config.checkpoint_every:
-            self._hear_loss()
             self._save()
 
     def _seed(self, step: int) -> np.random.SeedSequence:
@@ -228,6 +226,7 @@ class _Run:
 
     def _measure(self) -> None:
         """Write one line of the curve and the samples, from the averaged weights."""
+        self._hear_loss()
         stage, state = self.stage, self.state
         live = {name: p.detach().clone() for name, p in trained(stage.net).items()}
         load_into(stage.net, state.average)
@@ -253,6 +252,7 @@ class _Run:
         return self.curve.is_flat(self.config.flat_gain, self.config.flat_measures)
 
     def _save(self) -> None:
+        self._hear_loss()
         save(self.stage.net, self.stage.memory, self.config.stage, self.state, self.folder)
 
     def _tell(self, kind: Literal["start", "advance", "finish"]) -> None:

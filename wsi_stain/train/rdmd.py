@@ -116,7 +116,9 @@ class MatchStage(RegressStage):
         ones = torch.ones(len(y_t), device=self.device)
         fake = self.fake.denoise(y_t, alpha * ones, sigma * ones).clamp(-1.0, 1.0)
         if level <= self.grid[0]:
-            return self.teacher.clean_estimate(y_t, level, level - 1, batch.view), fake
+            taught = self.teacher.clean_estimate(y_t, level, level - 1, batch.view)
+            batch.view.seen.require_finite()
+            return taught, fake
         # Above the start step the guidance was never trained.
         return self.teacher.denoise(y_t, alpha * ones, sigma * ones).clamp(-1.0, 1.0), fake
 

@@ -135,7 +135,10 @@ class Translation(NamedTuple):
 
 
 def choose_batch(asked: int, device: torch.device, n_tiles: int) -> int:
-    """Choose how many of `n_tiles` are translated at once; `asked` 0 leaves the choice here."""
+    """Choose how many of `n_tiles` are translated at once; `asked` 0 leaves the choice here.
+
+    Never fewer than a processor's batch, so that there a few tiles have the shape that many have.
+    """
     return asked or min(BATCH_TILES[device.type], max(BATCH_TILES["cpu"], n_tiles))
 
 
