@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from skimage.color import hdx_from_rgb, rgb_from_hdx, separate_stains
 
+from wsi_stain.config.bundle import VEIL_OD
 from wsi_stain.stain.density import (
+    GLASS_OD,
     GLASS_REACH_PX,
     HDX,
     dab_od,
     glass_alpha,
     is_stained,
+    lay_glass,
     od_to_rgb,
     project_od,
     render_od,
@@ -123,12 +126,22 @@ def test_dab_od_softplus_reads_ln2_over_5_when_glass_is_empty() -> None:
 
 def test_glass_mask_is_one_below_the_limit_and_zero_past_the_ramp() -> None:
     white = (240.0, 240.0, 240.0)
-    od = np.array([0.0, 0.10, 0.149, 0.20, 0.2501, 1.0])
+    od = np.array([0.0, 0.05, 0.079, 0.13, 0.1801, 1.0])
     rgb = od_to_rgb(np.stack([od, od * 0, od * 0], axis=-1), white)
     alpha = glass_alpha(rgb, white, sigma_px=0.0)
     assert alpha[:2].tolist() == [1.0, 1.0]
     assert alpha[3] == pytest.approx(0.5, abs=0.1)
     assert alpha[-1] == 0.0
+
+
+@pytest.mark.parametrize("he_od", [0.05, 0.10, 0.12, 0.18, 0.20, 0.30])
+def test_pale_tissue_stays_tissue_and_glass_glass_when_glass_is_laid(he_od: float) -> None:
+    """The fade crosses the OD that tells glass from tissue where the H&E itself crosses it."""
+    white = (243.0, 243.0, 243.0)
+    he = od_to_rgb(np.full((32, 32, 3), he_od), white)
+    painted = od_to_rgb(np.broadcast_to(np.array(VEIL_OD), (32, 32, 3)), white)
+    laid = lay_glass(painted, he, white, white)
+    assert (is_stained(laid, white) == (he_od > GLASS_OD)).all()
 
 
 def test_glass_mask_has_no_visible_step_when_the_stain_fades() -> None:

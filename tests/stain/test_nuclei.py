@@ -10,8 +10,9 @@ import pytest
 
 from wsi_stain.config import ColorReference
 from wsi_stain.errors import BundleError, ConfigError, NoTissueError
-from wsi_stain.stain.density import is_stained, rgb_to_od
+from wsi_stain.stain.density import HDX, is_stained, rgb_to_od
 from wsi_stain.stain.normalize import fit_stain
+from wsi_stain.stain.separate import angle_deg
 from wsi_stain.stain.start import StartTransform, fit_nuclei_start, fit_start
 
 Rgb8 = npt.NDArray[np.uint8]
@@ -89,6 +90,28 @@ def test_stroma_is_pale_and_no_glass(colors: ColorReference) -> None:
     far[BAND_PX:] = False
     assert is_stained(made, start.target_white)[far].mean() > 0.99
     assert 0.15 < od[far].mean() < 0.6 * od[_density() > 0].mean()
+
+
+def test_counterstain_is_hematoxylin_whatever_the_mean_of_the_training_set(
+    colors: ColorReference,
+) -> None:
+    """Laboratories' blues average to slate; the depth is theirs, the hue the standard one."""
+    slate = tuple((od, od, od) for od, _, _ in colors.blue_od)
+    picture = _picture()
+    start = _fit(picture, msgspec.structs.replace(colors, blue_od=slate))
+    od = rgb_to_od(start.apply(picture), start.target_white)
+    row, column = _centers()[1]
+    nucleus = od[row - 2 : row + 3, column - 2 : column + 3].mean(axis=(0, 1))
+    assert angle_deg(nucleus, HDX[0]) < 10.0
+
+
+def test_stroma_takes_the_veil_of_the_bundle(colors: ColorReference) -> None:
+    picture = _picture()
+    deep = msgspec.structs.replace(colors, veil_od=(0.1, 0.2, 0.4))
+    pale, dark = (
+        rgb_to_od(_fit(picture, each).apply(picture), WHITE)[:8, :8] for each in (colors, deep)
+    )
+    assert (dark[..., 2] > pale[..., 2] + 0.1).all()
 
 
 def test_glass_stays_white(colors: ColorReference) -> None:

@@ -86,6 +86,24 @@ def test_one_black_laboratory_does_not_decide(plant_tissue: Plant) -> None:
     )
 
 
+def test_a_laboratory_of_many_fields_does_not_decide_the_counterstain() -> None:
+    """Nine pale fields of one laboratory and one each of two deeper ones: the middle one's depth."""
+    rng = np.random.default_rng(3)
+    unit = IHC[0] / np.linalg.norm(IHC[0])
+
+    def field(depth: float) -> Rgb8:
+        levels = np.array(WHITE) * np.exp(-depth * rng.uniform(0.3, 0.9, (10_000, 1)) * unit)
+        return np.rint(levels).astype(np.uint8).reshape(100, 100, 3)
+
+    images = [*(field(1.0) for _ in range(9)), field(2.0), field(3.0)]
+    names = [*["many"] * 9, "deep", "deeper"]
+    found = measure_reference(images, WHITE, laboratories=names)
+    middle = measure_reference(images[9:10], WHITE)
+    np.testing.assert_allclose(found.blue_od, middle.blue_od, rtol=0.05)
+    together = measure_reference(images, WHITE)
+    assert np.mean(together.blue_od) < 0.6 * np.mean(found.blue_od)
+
+
 def test_other_colors_keep_the_known_vectors() -> None:
     rng = np.random.default_rng(0)
     green = np.array([0.95, 0.10, 0.30]) / np.linalg.norm([0.95, 0.10, 0.30])

@@ -106,7 +106,8 @@ def test_spec_says_what_was_trained_when_exported(tmp_path: Path, root: Path) ->
     assert spec.trained_samples == 4
     assert spec.net == settle_net(config.net, ImageSet(images, config.data))
     white = config.data.white_target
-    assert spec.color == measure_reference([im.rgb for im in images], white)
+    sources = [im.source for im in images]
+    assert spec.color == measure_reference([im.rgb for im in images], white, laboratories=sources)
     assert spec.color.white == white
     assert spec.critic == config.critic
     assert spec.licences == ("CC0", "by: B")
@@ -222,6 +223,7 @@ def test_bundle_of_a_shipped_recipe_runs_as_the_shipped_one(recipe: str, bundle:
     asked, settled = (
         (each.start_image, each.solver, each.teacher, each.guidance) for each in (config, spec)
     )
+    assert config.veil_od == spec.color.veil_od
     # What scales a term that is off decides nothing.
     assert config.guidance.contrast == "none"
     off = spec.guidance.contrast_scale

@@ -120,6 +120,11 @@ class HeadsSpec(Settings, frozen=True, kw_only=True):
     temperature: Positive = 0.07
 
 
+# Real stroma is paler, but then it would count as glass, which has less than 0.15 in every channel. So
+# one channel carries it, the blue, which the eye sees least: a cream, as chromogens leave on tissue.
+VEIL_OD = (0.045, 0.115, 0.21)
+
+
 class ColorReference(Settings, frozen=True, kw_only=True):
     """What the training stain looks like: all that colour fitting needs to know of it.
 
@@ -136,6 +141,7 @@ class ColorReference(Settings, frozen=True, kw_only=True):
     positive_share: Fraction = 0.0  # of a field's pixels: those with DAB
     blue_od: tuple[Rgb, ...] = ()  # OD of pixels without DAB, at quantiles of their own mean OD
     brown_od: tuple[Rgb, ...] = ()  # the same of pixels where DAB prevails
+    veil_od: Rgb = VEIL_OD  # that tissue has at least in start image "nuclei"
 
 
 class BundleSpec(Settings, frozen=True, kw_only=True):

@@ -9,7 +9,14 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from wsi_stain.config.bundle import CriticSpec, GuidanceSpec, HeadsSpec, NetSpec, SolverSpec
+from wsi_stain.config.bundle import (
+    VEIL_OD,
+    CriticSpec,
+    GuidanceSpec,
+    HeadsSpec,
+    NetSpec,
+    SolverSpec,
+)
 from wsi_stain.config.values import (
     Count,
     Fraction,
@@ -116,6 +123,7 @@ class TrainConfig(Settings, frozen=True, kw_only=True):
     critic: CriticSpec = CriticSpec()
     heads: HeadsSpec = HeadsSpec()
     start_image: StartImage = "nuclei"  # how the bundle is best run, as measured
+    veil_od: Rgb = VEIL_OD  # of start image "nuclei": deeper for a net that pales stroma
     solver: SolverSpec = SolverSpec()
     teacher: SolverSpec = SolverSpec(steps=150, order=1, eta=0.0, start_step=150)
     guidance: GuidanceSpec = GuidanceSpec()

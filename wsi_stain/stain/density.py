@@ -39,6 +39,9 @@ Floats = NDArray[np.float32]
 Rgb8 = NDArray[np.uint8]
 
 GLASS_OD = 0.15  # natural-log OD below which a channel counts as empty
+# Where glass begins to fade into tissue. Half-way the fade meets `GLASS_OD`: begun at that OD, it
+# took the palest tissue with it.
+BARE_OD = 0.08
 POSITIVE_OD = 0.15  # log10 DAB OD above which a pixel counts as positive
 GLASS_SIGMA_PX = 1.5
 GLASS_REACH_PX = math.ceil(3 * GLASS_SIGMA_PX)  # how far a pixel's glass mask looks
@@ -237,7 +240,7 @@ def is_stained(rgb: Rgb8, white: ArrayLike, od_limit: float = GLASS_OD) -> NDArr
 def glass_alpha(
     rgb: Rgb8,
     white: ArrayLike,
-    od_limit: float = GLASS_OD,
+    od_limit: float = BARE_OD,
     soft: float = 0.10,
     sigma_px: float = GLASS_SIGMA_PX,
 ) -> Floats:

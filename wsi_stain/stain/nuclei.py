@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from wsi_stain.config import ColorReference, Rgb, Settings
 from wsi_stain.errors import BundleError
 from wsi_stain.stain.curve import follow_curve, merge_equal
-from wsi_stain.stain.density import as_rgb
+from wsi_stain.stain.density import HDX, as_rgb
 
 __all__ = ["NucleusColors", "fit_nuclei", "nucleus_light"]
 
@@ -29,15 +29,10 @@ Floats = NDArray[np.float32]
 INSIDE_UM, RIM_UM = 1.0, 1.0
 # Share of the tissue over which brown goes over into blue.
 SOFT_SHARE = 0.01
-# Mean OD that a unit of eosin gives stroma, and that tissue has at least: the training IHC's own
-# stroma is paler, but then every tenth pixel would pass for glass. It has the blue of the
-# counterstain at this quantile: in the pale ranks' own grey the background looks like slate.
-STROMA_OD, VEIL_OD = 0.30, 0.15
-TINT_QUANTILE = 26 / 32
-# The darkest of the counterstain are mixed with brown in real fields: beyond this quantile they
-# keep its color and only darken. And the net pales nuclei, as much as this makes good.
-PURE_QUANTILE = 27 / 32
-BLUE_CONTRAST, BROWN_CONTRAST = 1.7, 1.3
+# OD that a unit of eosin adds.
+STROMA_OD = (0.10, 0.12, 0.08)
+# The net pales nuclei, and this makes it good.
+BLUE_CONTRAST, BROWN_CONTRAST = 1.2, 1.3
 _MAX_EOSIN = 1.2
 _FIT_PIXELS = 400_000
 
@@ -52,9 +47,11 @@ class NucleusColors(Settings, frozen=True, kw_only=True):
     brown_from
         That density where brown begins, and where it is complete.
     blue_in, blue_od
-        Knots of the hematoxylin density outside of brown nuclei, and the OD there, per channel.
+        Knots of the hematoxylin density outside of brown nuclei, and the mean OD there.
+    blue_rgb
+        OD per channel of a mean OD of 1 of the counterstain.
     brown_in, brown_od
-        The same inside.
+        Knots inside of brown nuclei, and the OD there, per channel.
     stroma_rgb
         OD per channel of one unit of eosin.
     veil_rgb
@@ -65,7 +62,8 @@ class NucleusColors(Settings, frozen=True, kw_only=True):
     reach_px: int
     brown_from: tuple[float, float]
     blue_in: tuple[float, ...]
-    blue_od: tuple[Rgb, ...]
+    blue_od: tuple[float, ...]
+    blue_rgb: Rgb
     brown_in: tuple[float, ...]
     brown_od: tuple[Rgb, ...]
     stroma_rgb: Rgb
@@ -101,7 +99,7 @@ def fit_nuclei(
     BundleError
         The reference was measured without the colors of the two stains.
     """
-    known = (reference.ranked_od, reference.blue_od, reference.brown_od)
+    known = (reference.blue_od, reference.brown_od)
     if not (reference.positive_share and all(known)):
         raise BundleError(
             "The bundle's color reference has no colors of single stains; start image 'nuclei' "
@@ -117,20 +115,23 @@ def fit_nuclei(
     begin, cut, end = np.quantile(
         around, np.clip([1.0 - share - SOFT_SHARE, 1.0 - share, 1.0 - share + SOFT_SHARE], 0, 1)
     )
+    # Of the counterstain the depth alone: the mean of violet and of steel blue is slate, which no
+    # laboratory has, so its color is the field's standard hematoxylin.
+    blues = np.array(reference.blue_od).mean(axis=1, keepdims=True)
+    blue_in, blue_od = _knots(own[around <= cut], _deepen(blues, BLUE_CONTRAST))
     browns = _deepen(np.array(reference.brown_od), BROWN_CONTRAST)
-    blue_in, blue_od = _knots(own[around <= cut], _blue(np.array(reference.blue_od)))
     brown_in, brown_od = _knots(own[around > cut], browns)
-    tint = np.array(reference.ranked_od[round(TINT_QUANTILE * (len(reference.ranked_od) - 1))])
     return NucleusColors(
         sigma_px=sigma_px,
         reach_px=reach_px,
         brown_from=(float(begin), float(max(end, begin + 1e-6))),
         blue_in=blue_in,
-        blue_od=tuple(map(as_rgb, blue_od)),
+        blue_od=tuple(blue_od[:, 0].tolist()),
+        blue_rgb=as_rgb(HDX[0] / HDX[0].mean()),
         brown_in=brown_in,
         brown_od=tuple(map(as_rgb, brown_od)),
-        stroma_rgb=as_rgb(STROMA_OD * tint / tint.mean()),
-        veil_rgb=as_rgb(VEIL_OD * tint / tint.mean()),
+        stroma_rgb=STROMA_OD,
+        veil_rgb=reference.veil_od,
     )
 
 
@@ -161,20 +162,21 @@ def nucleus_light(densities: Floats, tissue: Floats, colors: NucleusColors) -> l
     around = _around(own, colors.sigma_px, colors.reach_px)
     ramp = np.clip((around - np.float32(begin)) / np.float32(end - begin), 0.0, 1.0)
     brownness = ramp * ramp * (3.0 - 2.0 * ramp)
+    blue = np.square(follow_curve(own, colors.blue_in, colors.blue_od))
+    eosin *= eosin
     lights = []
-    channels = zip(
-        zip(*colors.blue_od, strict=True),
+    for blue_per, brown_od, stroma, veil in zip(
+        colors.blue_rgb,
         zip(*colors.brown_od, strict=True),
         colors.stroma_rgb,
         colors.veil_rgb,
         strict=True,
-    )
-    for blue_od, brown_od, stroma, veil in channels:
-        blue = np.square(follow_curve(own, colors.blue_in, blue_od))
+    ):
         # Stroma lies beside the nuclei and not over them: the larger of both prevails.
-        blue = np.sqrt(blue + np.square(np.float32(stroma) * eosin) + np.float32(veil**2))
+        pale = np.float32(blue_per**2) * blue + np.float32(stroma**2) * eosin
+        beside = np.sqrt(pale + np.float32(veil**2))
         brown = follow_curve(own, colors.brown_in, brown_od)
-        od = (blue + brownness * (brown - blue)) * tissue
+        od = (beside + brownness * (brown - beside)) * tissue
         lights.append(np.exp(-od))
     return lights
 
@@ -189,15 +191,6 @@ def _around(density: Floats, sigma_px: float, reach_px: int) -> Floats:
         for p in pictures
     ]
     return np.asarray(spread, dtype=np.float32).reshape(density.shape)
-
-
-def _blue(table: Doubles) -> Doubles:
-    """Keep the counterstain's color in the dark, and make good what the net pales."""
-    mean = table.mean(axis=1)
-    last = round(PURE_QUANTILE * (len(table) - 1))
-    pure = table.copy()
-    pure[last:] = mean[last:, None] * table[last] / mean[last]
-    return _deepen(pure, BLUE_CONTRAST)
 
 
 def _deepen(table: Doubles, contrast: float) -> Doubles:

@@ -256,13 +256,20 @@ def _stage_fields(
     data = config.data
     # What a person has settled in an existing bundle stays.
     settled = ("start_image", "solver", "teacher", "guidance")
-    best_run = {name: getattr(config, name) for name in settled} if spec.net is None else {}
+    fresh = spec.net is None
+    best_run = {name: getattr(config, name) for name in settled} if fresh else {}
+    color = measure_reference(
+        (image.rgb for image in images),
+        data.white_target,
+        laboratories=[image.source for image in images],
+    )
+    veil_od = config.veil_od if fresh else spec.color.veil_od
     return best_run | {
         "name": config.name,
         "marker": config.marker,
         "mpp": data.mpp,
         "net": settle_net(config.net, ImageSet(images, data)),
-        "color": measure_reference((image.rgb for image in images), data.white_target),
+        "color": structs.replace(color, veil_od=veil_od),
         "trained_samples": samples,
     }
 
