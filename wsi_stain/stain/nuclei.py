@@ -5,7 +5,7 @@ Room 2 of 4. In: hematoxylin and eosin densities of a slide's pictures, a `Color
 image is taken, nets.
 
 Color by the rank of a single pixel gives nuclei a brown heart and a blue rim, and noise turns that
-to mud. Here the density around a pixel decides the stain, for the whole nucleus, and the pixel's
+to mud. Here the density inside a nucleus decides the stain, for the whole nucleus, and the pixel's
 own density the depth of it, by its rank among the pixels of that stain.
 """
 
@@ -25,8 +25,10 @@ __all__ = ["NucleusColors", "fit_nuclei", "nucleus_light"]
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.float32]
 
-# The density is averaged over the inside of a nucleus, and what it decides reaches to its rim.
-INSIDE_UM, RIM_UM = 1.0, 1.0
+# The density is averaged over the inside of a nucleus, and what it decides reaches to the rim: as far
+# as the pixel's own density is half of it, at most so far.
+INSIDE_UM, OWN_UM, RIM_UM = 1.5, 0.5, 3.0
+RIM_SHARE = 0.5
 # Share of the tissue over which brown goes over into blue.
 SOFT_SHARE = 0.01
 # OD that a unit of eosin adds.
@@ -42,10 +44,10 @@ class NucleusColors(Settings, frozen=True, kw_only=True):
 
     Attributes
     ----------
-    sigma_px, reach_px
-        Gaussian in which the hematoxylin density is averaged; how far its maximum reaches then.
+    mpp
+        Pixel size of the pictures, um.
     brown_from
-        That density where brown begins, and where it is complete.
+        Hematoxylin density inside a nucleus where brown begins, and where it is complete.
     blue_in, blue_od
         Knots of the hematoxylin density outside of brown nuclei, and the mean OD there.
     blue_rgb
@@ -58,8 +60,7 @@ class NucleusColors(Settings, frozen=True, kw_only=True):
         OD per channel that tissue has at least.
     """
 
-    sigma_px: float
-    reach_px: int
+    mpp: float
     brown_from: tuple[float, float]
     blue_in: tuple[float, ...]
     blue_od: tuple[float, ...]
@@ -106,24 +107,22 @@ def fit_nuclei(
             "needs them.",
             hint="Choose start image 'ranked', or train the bundle anew.",
         )
-    sigma_px, reach_px = INSIDE_UM / mpp, max(1, round(RIM_UM / mpp))
-    around = _around(densities[..., 0], sigma_px, reach_px)[tissue]
+    inside = _inside(densities[..., 0], mpp)[tissue]
     own = densities[..., 0][tissue]
     step = max(1, len(own) // _FIT_PIXELS)
-    around, own = around[::step].astype(np.float64), np.maximum(own[::step], 0.0)
+    inside, own = inside[::step].astype(np.float64), np.maximum(own[::step], 0.0)
     share = reference.positive_share
     begin, cut, end = np.quantile(
-        around, np.clip([1.0 - share - SOFT_SHARE, 1.0 - share, 1.0 - share + SOFT_SHARE], 0, 1)
+        inside, np.clip([1.0 - share - SOFT_SHARE, 1.0 - share, 1.0 - share + SOFT_SHARE], 0, 1)
     )
     # Of the counterstain the depth alone: the mean of violet and of steel blue is slate, which no
     # laboratory has, so its color is the field's standard hematoxylin.
     blues = np.array(reference.blue_od).mean(axis=1, keepdims=True)
-    blue_in, blue_od = _knots(own[around <= cut], _deepen(blues, BLUE_CONTRAST))
+    blue_in, blue_od = _knots(own[inside <= cut], _deepen(blues, BLUE_CONTRAST))
     browns = _deepen(np.array(reference.brown_od), BROWN_CONTRAST)
-    brown_in, brown_od = _knots(own[around > cut], browns)
+    brown_in, brown_od = _knots(own[inside > cut], browns)
     return NucleusColors(
-        sigma_px=sigma_px,
-        reach_px=reach_px,
+        mpp=mpp,
         brown_from=(float(begin), float(max(end, begin + 1e-6))),
         blue_in=blue_in,
         blue_od=tuple(blue_od[:, 0].tolist()),
@@ -159,8 +158,8 @@ def nucleus_light(densities: Floats, tissue: Floats, colors: NucleusColors) -> l
     """
     own, eosin = densities[..., 0], np.clip(densities[..., 1], 0.0, _MAX_EOSIN)
     begin, end = colors.brown_from
-    around = _around(own, colors.sigma_px, colors.reach_px)
-    ramp = np.clip((around - np.float32(begin)) / np.float32(end - begin), 0.0, 1.0)
+    inside = _inside(own, colors.mpp)
+    ramp = np.clip((inside - np.float32(begin)) / np.float32(end - begin), 0.0, 1.0)
     brownness = ramp * ramp * (3.0 - 2.0 * ramp)
     blue = np.square(follow_curve(own, colors.blue_in, colors.blue_od))
     eosin *= eosin
@@ -181,16 +180,25 @@ def nucleus_light(densities: Floats, tissue: Floats, colors: NucleusColors) -> l
     return lights
 
 
-def _around(density: Floats, sigma_px: float, reach_px: int) -> Floats:
-    """Average the density in a Gaussian, and spread its maxima as far as rims lie."""
-    size_px = 2 * reach_px + 1
-    disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size_px, size_px))
-    pictures = np.maximum(density, 0.0).reshape(-1, *density.shape[-2:])
-    spread = [
-        cv2.dilate(cv2.GaussianBlur(p, (0, 0), sigma_px, borderType=cv2.BORDER_REFLECT), disk)
-        for p in pictures
-    ]
-    return np.asarray(spread, dtype=np.float32).reshape(density.shape)
+def _inside(density: Floats, mpp: float) -> Floats:
+    """Give each pixel the density of its nucleus: the mean at the heart, handed on to the rim.
+
+    A dilation that goes on only where a pixel's own density is `RIM_SHARE` of what reaches it.
+    """
+    reach_px = max(1, round(RIM_UM / mpp))
+    steps = [cv2.getStructuringElement(shape, (3, 3)) for shape in (cv2.MORPH_RECT, cv2.MORPH_CROSS)]
+    hearts = []
+    for picture in np.maximum(density, 0.0).reshape(-1, *density.shape[-2:]):
+        heart, own = (
+            cv2.GaussianBlur(picture, (0, 0), width_um / mpp, borderType=cv2.BORDER_REFLECT)
+            for width_um in (INSIDE_UM, OWN_UM)
+        )
+        own /= np.float32(RIM_SHARE)
+        for number in range(reach_px):
+            near = cv2.dilate(heart, steps[number % 2])
+            np.copyto(heart, near, where=own >= near)
+        hearts.append(heart)
+    return np.asarray(hearts, dtype=np.float32).reshape(density.shape)
 
 
 def _deepen(table: Doubles, contrast: float) -> Doubles:
