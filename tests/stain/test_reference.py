@@ -87,13 +87,14 @@ def test_one_black_laboratory_does_not_decide(plant_tissue: Plant) -> None:
 
 
 def test_a_laboratory_of_many_fields_does_not_decide_the_counterstain() -> None:
-    """Nine pale fields of one laboratory and one each of two deeper ones: the middle one's depth."""
+    """Nine pale fields of one laboratory, one each of two deeper ones: the middle one's depth."""
     rng = np.random.default_rng(3)
     unit = IHC[0] / np.linalg.norm(IHC[0])
 
     def field(depth: float) -> Rgb8:
         levels = np.array(WHITE) * np.exp(-depth * rng.uniform(0.3, 0.9, (10_000, 1)) * unit)
-        return np.rint(levels).astype(np.uint8).reshape(100, 100, 3)
+        made: Rgb8 = np.rint(levels).astype(np.uint8).reshape(100, 100, 3)
+        return made
 
     images = [*(field(1.0) for _ in range(9)), field(2.0), field(3.0)]
     names = [*["many"] * 9, "deep", "deeper"]

@@ -120,8 +120,9 @@ class HeadsSpec(Settings, frozen=True, kw_only=True):
     temperature: Positive = 0.07
 
 
-# Real stroma is paler, but then it would count as glass, which has less than 0.15 in every channel. So
-# one channel carries it, the blue, which the eye sees least: a cream, as chromogens leave on tissue.
+# Real stroma is paler, but then it would count as glass, which has less than 0.15 in every channel.
+# So one channel carries it, the blue, which the eye sees least: a cream, as chromogens leave on
+# tissue.
 VEIL_OD = (0.045, 0.115, 0.21)
 
 

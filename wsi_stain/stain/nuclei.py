@@ -25,8 +25,8 @@ __all__ = ["NucleusColors", "fit_nuclei", "nucleus_light"]
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.float32]
 
-# The density is averaged over the inside of a nucleus, and what it decides reaches to the rim: as far
-# as the pixel's own density is half of it, at most so far.
+# The density is averaged over the inside of a nucleus, and what it decides reaches to the rim: as
+# far as the pixel's own density is half of it, at most so far.
 INSIDE_UM, OWN_UM, RIM_UM = 1.5, 0.5, 3.0
 RIM_SHARE = 0.5
 # Share of the tissue over which brown goes over into blue.
@@ -186,7 +186,8 @@ def _inside(density: Floats, mpp: float) -> Floats:
     A dilation that goes on only where a pixel's own density is `RIM_SHARE` of what reaches it.
     """
     reach_px = max(1, round(RIM_UM / mpp))
-    steps = [cv2.getStructuringElement(shape, (3, 3)) for shape in (cv2.MORPH_RECT, cv2.MORPH_CROSS)]
+    shapes = (cv2.MORPH_RECT, cv2.MORPH_CROSS)  # in turn: nearly a disk
+    steps = [cv2.getStructuringElement(shape, (3, 3)) for shape in shapes]
     hearts = []
     for picture in np.maximum(density, 0.0).reshape(-1, *density.shape[-2:]):
         heart, own = (
