@@ -40,9 +40,13 @@ def _centers(side_px: int = SIDE_PX) -> list[tuple[int, int]]:
 
 
 def _picture(glass_rows_px: int = 0) -> Rgb8:
+    return _stained(_density(), glass_rows_px)
+
+
+def _stained(hematoxylin: npt.NDArray[np.float64], glass_rows_px: int = 0) -> Rgb8:
     eosin = np.full((SIDE_PX, SIDE_PX), 0.4)
     eosin[BAND_PX:] = 1.2
-    density = np.stack([_density(), eosin], axis=-1)
+    density = np.stack([hematoxylin, eosin], axis=-1)
     density[:glass_rows_px] = 0.0
     od = density @ (HE / np.linalg.norm(HE, axis=1, keepdims=True))
     levels = np.clip(np.rint(np.array(WHITE) * np.exp(-od)), 0, 255)
@@ -79,6 +83,22 @@ def test_nuclei_are_brown_or_blue_to_the_rim(colors: ColorReference) -> None:
         brown = od[nucleus][:, 2] > od[nucleus][:, 0]
         wanted = number % 4 == 0
         assert np.mean(brown == wanted) > 0.97, (number, wanted, brown.mean())
+
+
+def test_brown_reaches_the_rim_and_not_the_neighbor(colors: ColorReference) -> None:
+    """A dense heart with a paler rim is one brown nucleus; a pale one that touches it is blue."""
+    density = _density()
+    row, column = _centers()[0]  # the first of the dense ones, and a pale one at its right
+    cv2.circle(density, (column, row), RADIUS_PX, 0.65 * DENSE, -1)
+    cv2.circle(density, (column, row), 3, DENSE, -1)
+    cv2.circle(density, (column + 2 * RADIUS_PX, row), RADIUS_PX - 1, 0.4 * DENSE, -1)
+    picture = _stained(density)
+    od = rgb_to_od(_fit(picture, colors).apply(picture), WHITE)
+    brown = od[..., 2] > od[..., 0]
+    assert brown[row - 4 : row + 5, column - 4 : column + 5].mean() > 0.97
+    assert (
+        brown[row - 3 : row + 4, column + RADIUS_PX + 3 : column + 3 * RADIUS_PX - 2].mean() < 0.03
+    )
 
 
 def test_stroma_is_pale_and_no_glass(colors: ColorReference) -> None:
