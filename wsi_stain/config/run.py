@@ -70,9 +70,9 @@ class SampleConfig(Settings, frozen=True, kw_only=True):
 class TrustConfig(Settings, frozen=True, kw_only=True):
     """Which tiles are flagged: those beyond a limit. DESIGN, D19 says where limits come from."""
 
-    structure_min: Annotated[float, msgspec.Meta(ge=-1.0, le=1.0)] = 0.75
+    structure_min: Annotated[float, msgspec.Meta(ge=-1.0, le=1.0)] = 0.88
     sobel_ssim_min: Annotated[float, msgspec.Meta(ge=-1.0, le=1.0)] = 0.40
-    white_error_max: Fraction = 0.18
+    white_error_max: Fraction = 0.10
 
 
 class WriteConfig(Settings, frozen=True, kw_only=True):
