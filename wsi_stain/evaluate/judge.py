@@ -48,6 +48,7 @@ from wsi_stain.evaluate.table import cells, scopes, table_csv, table_markdown
 from wsi_stain.files import atomic_write_bytes
 from wsi_stain.manifest import Event, Listener, ignore
 from wsi_stain.stages import digest
+from wsi_stain.stain.start import COLOR_VERSION
 from wsi_stain.translate.bundle import load_bundle, pick_device
 
 __all__ = ["evaluate", "run_evaluation"]
@@ -222,6 +223,7 @@ def _key(bench: Bench, painter: Painter, subject: Subject) -> str:
     group = subject.file.group
     return digest(
         METRIC_VERSION,
+        COLOR_VERSION,
         painter.name,
         painter.facts(),
         bench.bundle["digest"] if painter.kind == "variant" else "",

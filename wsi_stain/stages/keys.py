@@ -15,6 +15,7 @@ from wsi_stain.bundles import bundle_digest, find_bundle
 from wsi_stain.config import RunConfig
 from wsi_stain.executor import Device
 from wsi_stain.planning import SlidePlan
+from wsi_stain.stain.start import COLOR_VERSION
 from wsi_stain.stain.tile_scores import SCORES_VERSION
 from wsi_stain.translate.bundle import dtype_on
 from wsi_stain.translate.fit import ColorFit
@@ -43,4 +44,5 @@ def ihc_key(plan: SlidePlan, color: ColorFit, config: RunConfig, device: Device)
         device,
         dtype_on(device),
         SCORES_VERSION,
+        COLOR_VERSION,
     )

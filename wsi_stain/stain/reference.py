@@ -144,8 +144,12 @@ def _class_tables(
 
 def _median_depth(tables: NDArray[np.float64]) -> NDArray[np.float64]:
     """Take the median of (n, 33, 3) colors, as deep as the median depth: their hues differ."""
-    color, depth = np.median(tables, axis=0), np.median(tables.mean(axis=2), axis=0)
-    scaled: NDArray[np.float64] = color * (depth / color.mean(axis=1))[:, None]
+    return _as_deep(np.median(tables, axis=0), np.median(tables.mean(axis=2), axis=0))
+
+
+def _as_deep(colors: NDArray[np.float64], depth: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scale colors (n, 3) to a mean OD (n,); their hue stays."""
+    scaled: NDArray[np.float64] = colors * (depth / colors.mean(axis=1))[:, None]
     return scaled
 
 
@@ -183,9 +187,7 @@ def _ranked(
         _median_color(colors[:, int(rank >= first_brown), rank], stains[int(rank >= first_brown)])
         for rank in range(len(quantiles))
     ]
-    table = np.array(rows)
-    scaled: NDArray[np.float64] = table * (quantiles / table.mean(axis=1))[:, None]
-    return scaled
+    return _as_deep(np.array(rows), quantiles)
 
 
 def _rank_table(

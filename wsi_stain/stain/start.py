@@ -20,7 +20,11 @@ from wsi_stain.stain.density import as_rgb, glass_alpha, is_stained, render_od
 from wsi_stain.stain.normalize import MIN_STAINED_PX, StainTransform
 from wsi_stain.stain.nuclei import NucleusColors, fit_nuclei, nucleus_light
 
-__all__ = ["StartTransform", "fit_nuclei_start", "fit_start"]
+__all__ = ["COLOR_VERSION", "StartTransform", "fit_nuclei_start", "fit_start"]
+
+# Part of what shards, teacher pairs and evaluated rows are known by. Raise it where the same
+# numbers begin to give another start image, or other glass.
+COLOR_VERSION = 2
 
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.float32]

@@ -28,6 +28,7 @@ from wsi_stain.errors import BundleError, ConfigError, NoTissueError
 from wsi_stain.files import atomic_write_bytes
 from wsi_stain.manifest import Event, Listener
 from wsi_stain.stages import digest
+from wsi_stain.stain.start import COLOR_VERSION
 from wsi_stain.train.data import ImageSet
 from wsi_stain.train.he_fields import HeField
 from wsi_stain.translate.bundle import FILES, ModelBundle
@@ -240,7 +241,7 @@ def _key(bundle: ModelBundle, config: TrainConfig, fields: list[HeField], split:
         [ImageSet(field.images, config.data).digest() for field in fields],
         msgspec.to_builtins([field.white for field in fields]),
     ]
-    return digest(files, parts, split, config.seed)[:16]
+    return digest(files, parts, split, config.seed, COLOR_VERSION)[:16]
 
 
 class _Maker:
