@@ -103,7 +103,7 @@ class ModelBundle:
 
     def _terms(self, schedule: Schedule, solver: SolverSpec, spec: GuidanceSpec) -> list[Guidance]:
         terms: list[Guidance] = []
-        if spec.structure_scale > 0:
+        if spec.sees_map:
             critic = _required(self.critic, self.spec.name, "critic", "structure_scale = 0")
             terms.append(MutualInformation(critic, schedule, spec, solver.start_step))
         if spec.edges != "none" and spec.edges_scale > 0:

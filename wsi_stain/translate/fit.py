@@ -21,7 +21,7 @@ from wsi_stain.stain.start import StartTransform, fit_nuclei_start, fit_start
 from wsi_stain.stain.white import WhitePoint
 from wsi_stain.translate.worker import measure_map_scale
 
-__all__ = ["ColorFit", "fit_pictures"]
+__all__ = ["ColorFit", "fit_pictures", "map_looked_at"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ColorFit:
     start
         Start image.
     map_scale
-        99th percentile of the gradient map over tissue.
+        99th percentile of the gradient map over tissue; none where no term looks at the map.
     notes
         Doubts a person should hear of.
     """
@@ -45,7 +45,7 @@ class ColorFit:
     white: tuple[float, float, float]
     stain: StainTransform
     start: StartTransform
-    map_scale: float
+    map_scale: float | None
     notes: tuple[str, ...] = ()
 
     def numbers(self) -> dict[str, Any]:
@@ -54,8 +54,7 @@ class ColorFit:
             "white": list(self.white),
             "stain": msgspec.to_builtins(self.stain),
             "start": msgspec.to_builtins(self.start),
-            "map_scale": self.map_scale,
-        }
+        } | ({} if self.map_scale is None else {"map_scale": self.map_scale})
 
 
 def fit_pictures(
@@ -95,10 +94,15 @@ def fit_pictures(
         start = fit_nuclei_start(he, tissue, stain, spec.color, spec.mpp)
     else:
         start = fit_start(pixels[::step], glass.rgb, stain, spec.color, kind)
-    _, guidance = resolve_sampling(spec, sample)
-    map_kind = (guidance or spec.guidance).gradient_map
     notes = [*doubt_he(pixels[::step], glass.rgb), *stain.notes]
     if glass.origin == "background":
         notes.append(f"Little bare glass in view: white {glass.rgb} is the file's own background.")
-    map_scale = measure_map_scale(start, he, tissue, map_kind)
+    map_kind = map_looked_at(spec, sample)
+    map_scale = None if map_kind is None else measure_map_scale(start, he, tissue, map_kind)
     return ColorFit(glass.rgb, stain, start, map_scale, tuple(notes))
+
+
+def map_looked_at(spec: BundleSpec, sample: SampleConfig) -> str | None:
+    """Name the gradient map that a term of the guidance looks at; none where none does."""
+    _, guidance = resolve_sampling(spec, sample)
+    return guidance.gradient_map if guidance is not None and guidance.sees_map else None

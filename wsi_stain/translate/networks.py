@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from wsi_stain.config import CriticSpec, HeadsSpec, NetSpec
+from wsi_stain.translate.packing import pack, unpack
 
 __all__ = ["ContrastHeads", "Critic", "ScoreNet", "count_parameters"]
 
@@ -194,7 +195,7 @@ class ScoreNet(nn.Module):
                 h = F.interpolate(self.grow[i - 1](h), scale_factor=2.0, mode="nearest")
         out = self.tail(F.silu(self.norm_out(h)))
         out = out + self._amplitude(level, log_noise) * self.bypass(torch.cat([h, packed], dim=1))
-        return F.pixel_shuffle(out, self.spec.unshuffle_px).float()
+        return unpack(out, self.spec.unshuffle_px).float()
 
     def _amplitude(self, level: torch.Tensor, log_noise: torch.Tensor) -> torch.Tensor:
         """Scale the linear way from input to output, (B, packed, 1, 1).
@@ -217,8 +218,7 @@ class ScoreNet(nn.Module):
         return self._encode(self._pack(scaled), level)[0]
 
     def _pack(self, x: torch.Tensor) -> torch.Tensor:
-        packed = F.pixel_unshuffle(x, self.spec.unshuffle_px).to(self._dtype())
-        return packed.contiguous(memory_format=torch.channels_last)
+        return pack(x.to(self._dtype()), self.spec.unshuffle_px)
 
     def _encode(
         self, packed: torch.Tensor, level: torch.Tensor
@@ -277,7 +277,7 @@ class Tower(nn.Module):
 
     def forward(self, x: torch.Tensor, log_noise: torch.Tensor) -> torch.Tensor:
         """Map (B, c_in, H, W) to (B, embed, H/8, W/8)."""
-        packed = F.pixel_unshuffle(x, 4).contiguous(memory_format=torch.channels_last)
+        packed = pack(x, 4)
         scale, shift = self.level(log_noise)[:, :, None, None].chunk(2, dim=1)
         h = F.silu(self.conv_1(packed) * (1.0 + scale) + shift)
         h = F.silu(self.norm_2(self.conv_2(h)))

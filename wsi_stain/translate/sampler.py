@@ -148,7 +148,8 @@ class View:
     noise
         Noise fields, by step.
     map_scale
-        Scale of the gradient map; in training one per sample, (B, 1, 1, 1).
+        Scale of the gradient map; in training one per sample, (B, 1, 1, 1). None where no term
+        looks at the map.
     seen
         Notes what net and guidance give.
     """
@@ -156,7 +157,7 @@ class View:
     x_0: torch.Tensor
     edges: torch.Tensor
     noise: Noise
-    map_scale: float | torch.Tensor
+    map_scale: float | torch.Tensor | None
     seen: Extremes = field(default_factory=Extremes)
 
 
@@ -200,7 +201,7 @@ class Sampler:
         self,
         x_0: torch.Tensor,
         noise: Noise,
-        map_scale: float | torch.Tensor,
+        map_scale: float | torch.Tensor | None,
         source: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Run the whole process.
@@ -213,7 +214,7 @@ class Sampler:
             Noise fields of this batch, by step.
         map_scale
             99th percentile of the slide's clean gradient map: one number per slide, or
-            (B, 1, 1, 1) where a batch mixes slides.
+            (B, 1, 1, 1) where a batch mixes slides; none where no term looks at the map.
         source
             The H&E itself, float32 (B, 3, H, W) in [-1, 1], whose edges are to be kept; none: those
             of the start image.
@@ -300,6 +301,8 @@ class Sampler:
         return self.schedule.kappa(s if self.solver.shift == "mean" else t)
 
     def _map(self, view: View, t: int) -> torch.Tensor:
+        if view.map_scale is None:
+            raise AssertionError("a term looks at a map whose scale was not measured")
         level = max(t, self.spec.map_floor_step)
         field = MAP_NOISE_STEP if self.spec.map_noise == "independent" else START_NOISE_STEP
         alpha, sigma = float(self.schedule.alpha[level]), float(self.schedule.sigma[level])

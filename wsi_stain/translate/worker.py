@@ -74,7 +74,7 @@ class TranslateTask:
     white
         The slide's glass, grey levels; the glass mask is measured against it.
     map_scale
-        99th percentile of the slide's gradient map.
+        99th percentile of the slide's gradient map; none where no term looks at the map.
     seed
         Run seed of the noise field.
     device
@@ -88,7 +88,7 @@ class TranslateTask:
     sample: SampleConfig
     start: StartTransform
     white: tuple[float, float, float]
-    map_scale: float
+    map_scale: float | None
     seed: int
     device: str
     key: str
