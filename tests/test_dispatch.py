@@ -308,6 +308,28 @@ def test_parent_of_workers_hears_no_interrupt_when_it_imports() -> None:
     assert int(masks["SigBlk"], 16) & 1 << (signal.SIGINT - 1)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux")
+def test_parent_of_workers_ends_at_once_when_the_work_fails() -> None:
+    program = """
+        import psutil
+        from wsi_stain.cluster.parent import begin_early
+        from wsi_stain.config import ClusterConfig
+        try:
+            with begin_early(ClusterConfig()):
+                name = "multiprocessing." + "forkserver"  # see above
+                found = []
+                while not found:
+                    found = [p for p in psutil.Process().children() if name in str(p.cmdline())]
+                raise KeyError
+        except KeyError:
+            (parent,) = found
+            print(parent.wait(timeout=10))
+    """
+    code = textwrap.dedent(program)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [f"-{signal.SIGTERM.value}"]
+
+
 def test_numpy_has_one_thread_when_worker_is_one_of_several(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

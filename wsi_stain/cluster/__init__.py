@@ -13,7 +13,7 @@ from wsi_stain.cluster.crew import GPU, Crew, Places, workers_for
 from wsi_stain.cluster.local import local_crew
 from wsi_stain.cluster.machine import available_cores, count_workers, visible_devices
 from wsi_stain.cluster.parcels import Parcels, open_parcels, run_shard
-from wsi_stain.cluster.parent import warm_up
+from wsi_stain.cluster.parent import begin_early
 from wsi_stain.cluster.slurm import import_jobqueue, slurm_crew
 from wsi_stain.cluster.waiting import Hear, silent
 from wsi_stain.config import ClusterConfig
@@ -24,13 +24,13 @@ __all__ = [
     "Parcels",
     "Places",
     "available_cores",
+    "begin_early",
     "count_workers",
     "get_ready",
     "open_crew",
     "open_parcels",
     "run_shard",
     "visible_devices",
-    "warm_up",
     "workers_for",
 ]
 

@@ -13,12 +13,12 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from wsi_stain.cluster.quiet import worker_environment
 from wsi_stain.config import ClusterConfig
 
-__all__ = ["prepare_parent", "start_method", "warm_up"]
+__all__ = ["begin_early", "prepare_parent", "start_method", "warm_up"]
 
 # By name: to import them here would be to wait for them here.
 IMPORTS = (
@@ -35,6 +35,21 @@ def warm_up(config: ClusterConfig) -> None:
         prepare_parent()
 
 
+@contextmanager
+def begin_early(config: ClusterConfig) -> Iterator[None]:
+    """Begin with those imports before it is known whether workers are needed.
+
+    Where the work fails, the parent ends at once: what it imports is for nobody, and until it is
+    done whoever reads this process's output would wait for it.
+    """
+    warm_up(config)
+    try:
+        yield
+    except BaseException:
+        _end_parent()
+        raise
+
+
 def start_method() -> str:
     """Tell how workers are started: forks where that is safe, on Linux."""
     return "forkserver" if sys.platform == "linux" else "spawn"
@@ -49,6 +64,17 @@ def prepare_parent() -> None:
     forkserver.set_forkserver_preload(list(IMPORTS))
     with _environment(worker_environment()), _without_interrupts():
         forkserver.ensure_running()
+
+
+def _end_parent() -> None:
+    """End the parent if there is one; the next `prepare_parent` starts another."""
+    from multiprocessing import forkserver
+
+    # The standard library has no public way: it lets the server live as long as its starter.
+    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if pid is not None:
+        with suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(pid, signal.SIGTERM)
 
 
 @contextmanager

@@ -63,9 +63,7 @@ def translate(**options: Any) -> None:
 
     Stopped runs go on where they stopped: type the same command again.
     """
-    from wsi_stain.cluster import warm_up
-    from wsi_stain.console import ProgressDisplay, print_summary
-    from wsi_stain.planning import plan_slide
+    from wsi_stain.cluster import begin_early
 
     slide, out = options.pop("slide"), options.pop("out")
     quiet, as_json = options.pop("quiet"), options.pop("as_json")
@@ -74,10 +72,35 @@ def translate(**options: Any) -> None:
     options["sample__guided"] = False if unguided else None
     config, origins = settle(options)
     refuse_unused(config, origins)
-    with ProgressDisplay(quiet=quiet or as_json) as display:
+    # Workers import torch and Dask while this process imports, reads the slide and plans.
+    with begin_early(config.cluster):
+        facts = _work(
+            slide, out, config, origins, quiet or as_json, keep_store=keep_store, page=not no_report
+        )
+    if as_json:
+        show_facts(facts, as_json)
+    else:
+        from wsi_stain.console import print_summary
+
+        print_summary(facts)
+
+
+def _work(
+    slide: Path,
+    out: Path,
+    config: RunConfig,
+    origins: Mapping[str, str],
+    quiet: bool,
+    *,
+    keep_store: bool,
+    page: bool,
+) -> dict[str, Any]:
+    """Plan, translate, write the page; give the summary."""
+    from wsi_stain.console import ProgressDisplay
+    from wsi_stain.planning import plan_slide
+
+    with ProgressDisplay(quiet=quiet) as display:
         plan = plan_slide(slide, config, display)
-        # What comes now imports torch, here and in the workers: at the same time.
-        warm_up(config.cluster)
         from wsi_stain.evaluate.report import write_report
         from wsi_stain.pipeline import translate_planned
 
@@ -85,13 +108,10 @@ def translate(**options: Any) -> None:
             plan, out, config, origins=origins, listener=display, keep_store=keep_store
         )
         facts = result.facts()
-        if not no_report:
-            page = write_report(result.files.folder, is_fresh=True, listener=display)
-            facts["report"] = str(page)
-    if as_json:
-        show_facts(facts, as_json)
-    else:
-        print_summary(facts)
+        if page:
+            written = write_report(result.files.folder, is_fresh=True, listener=display)
+            facts["report"] = str(written)
+    return facts
 
 
 def refuse_unused(config: RunConfig, origins: Mapping[str, str]) -> None:
