@@ -232,7 +232,7 @@ def _net_s(
     flop = count_net_flop(spec.net, spec.tile_px)
     seconds = solver.steps * flop / NET_FLOP_S["cpu"]
     if guidance is not None:
-        critic = spec.critic is not None and guidance.structure_scale > 0.0
+        critic = spec.critic is not None and guidance.sees_map
         terms_s = (guidance.edges != "none") * EDGES_S + critic * CRITIC_S
         seconds += solver.steps * terms_s * megapixels
         if spec.heads is not None and guidance.contrast != "none":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from wsi_stain.errors import BundleError, NoTissueError
 from wsi_stain.evaluate.metrics_null import null_blur
 from wsi_stain.evaluate.paint import ModelPainter, NullPainter
 from wsi_stain.evaluate.pairs import Subject, find_images, load_subject
-from wsi_stain.evaluate.recipe import EvaluateConfig, NullRow
+from wsi_stain.evaluate.recipe import EvaluateConfig, NullRow, vary_spec
 from wsi_stain.evaluate.sheet import read_picture
 from wsi_stain.pipeline import translate_slide
 from wsi_stain.stain.density import dab_od, is_stained, lay_glass, rgb_to_od
@@ -172,8 +173,17 @@ def test_color_is_fitted_once_for_variants_that_need_the_same(
     first = ModelPainter.of(config.variants[0], bundle, config).fit(subject)
     other = settings(image, {"seed": 3}).variants[0]
     assert ModelPainter.of(other, bundle, config).fit(subject) is first
-    mapped = settings(image, {"guidance": {"gradient_map": "dog"}}).variants[0]
-    assert ModelPainter.of(mapped, bundle, config).fit(subject).map_scale != first.map_scale
+    assert first.map_scale is None  # nothing looks at the map
+    scales = []
+    for kind in ("sobel", "dog"):
+        seeing = {"guidance": {"structure_scale": 1.0, "gradient_map": kind}, "sample": {}}
+        variant = settings(image, seeing).variants[0]
+        spec = vary_spec(bundle.spec, variant)
+        # Not by `of`: this bundle has no critic, which a fit does not need.
+        painter = ModelPainter(variant, replace(bundle, spec=spec), config)
+        scales.append(painter.fit(subject).map_scale)
+    assert None not in scales
+    assert scales[0] != scales[1]
 
 
 def test_variant_that_lacks_its_net_is_refused_before_work(

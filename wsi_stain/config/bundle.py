@@ -82,6 +82,11 @@ class GuidanceSpec(Settings, frozen=True, kw_only=True):
     clip: Literal["pixel", "tile", "off"] = "pixel"
     clip_limit: Positive = 1.0  # c
 
+    @property
+    def sees_map(self) -> bool:
+        """Tell whether the gradient map is looked at: by the critic, and by nothing else."""
+        return self.structure_scale > 0.0
+
 
 class NetSpec(Settings, frozen=True, kw_only=True):
     """Shape of the score net: a UNet on pixel-unshuffled patches, preconditioned in VP form.

@@ -28,7 +28,7 @@ from wsi_stain.slides.plan import TileGrid, plan_tiles
 from wsi_stain.stain.density import is_stained, lay_glass
 from wsi_stain.stain.spread import OD_PER_LEVEL, spread_levels
 from wsi_stain.translate.bundle import ModelBundle
-from wsi_stain.translate.fit import ColorFit, fit_pictures
+from wsi_stain.translate.fit import ColorFit, fit_pictures, map_looked_at
 from wsi_stain.translate.worker import TranslateTask, choose_batch, translate_tiles
 from wsi_stain.write.stitch import stitch_bands
 
@@ -154,7 +154,7 @@ class ModelPainter:
             The image shows too little stain; it is named.
         """
         spec, sample = self.bundle.spec, self.variant.sample
-        kind = (sample.start_image or spec.start_image, spec.guidance.gradient_map)
+        kind = (sample.start_image or spec.start_image, map_looked_at(spec, sample))
         if kind not in subject.fits:
             he, glass = subject.he[None], subject.glass
             try:

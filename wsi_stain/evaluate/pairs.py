@@ -96,7 +96,7 @@ class Subject:
     glass: WhitePoint
     reference_glass: WhitePoint | None
     digests: tuple[str, ...]
-    fits: dict[tuple[str, str], ColorFit] = field(default_factory=dict)
+    fits: dict[tuple[str, str | None], ColorFit] = field(default_factory=dict)
 
     def cut(self, picture: Rgb8) -> Rgb8:
         """Cut the judged part out of a picture of the whole image."""

@@ -339,7 +339,8 @@ def _stain_rows(stain: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"{name}, OD", _vector(vector, 3)
     yield "99th percentiles, OD", _vector(fit.get("stain_c99"), 2)
     yield "start image", str(start.get("kind", NONE))
-    yield "gradient map's 99th percentile", _vector([stain.get("map_scale", 0.0)], 3)
+    if "map_scale" in stain:  # a term looks at the map
+        yield "gradient map's 99th percentile", _vector([stain["map_scale"]], 3)
 
 
 def _vector(values: Sequence[float] | None, digits: int) -> str:

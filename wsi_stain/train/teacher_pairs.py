@@ -263,7 +263,8 @@ class _Maker:
         drawn = [self._draw(int(number)) for number in numbers]
         he = np.stack([rgb for rgb, _ in drawn])
         start = np.stack([fit.start.apply(rgb) for rgb, fit in drawn])
-        scale = np.array([fit.map_scale for _, fit in drawn], np.float32)
+        # A scale that nobody looks at is 1.
+        scale = np.array([fit.map_scale or 1.0 for _, fit in drawn], np.float32)
         target = np.concatenate(
             [
                 self._teach(he[rows], start[rows], scale[rows], numbers[rows])
