@@ -90,6 +90,8 @@ class OutputLock:
     ----------
     path
         The lock file; its folder exists. Removed at the end.
+    flag
+        How another folder is chosen, for the hint.
 
     Attributes
     ----------
@@ -104,8 +106,8 @@ class OutputLock:
         On entering: the file cannot be made.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, flag: str = "--out") -> None:
+        self.path, self.flag = path, flag
         self.note = ""
         self._handle: int | None = None
 
@@ -136,7 +138,7 @@ class OutputLock:
         except OSError as error:
             raise OutputError(
                 f"Lock {self.path} cannot be made: {error.strerror}.",
-                hint="Choose a folder that can be written: --out DIR.",
+                hint=f"Choose a folder that can be written: {self.flag} DIR.",
             ) from error
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             os.close(handle)
@@ -166,12 +168,12 @@ class OutputLock:
             os.fsync(handle)
 
     def _held(self, holder: Holder | None, *, sure: bool) -> LockedError:
+        hint = f"Wait for it to end, or choose another folder with {self.flag}."
         if holder is None:
             return LockedError(
                 f"Another run is just starting on this output ({self.path}).",
-                hint="Wait for it to end, or choose another folder with --out.",
+                hint=hint,
             )
-        hint = "Wait for it to end, or choose another folder with --out."
         if not sure:
             look = ["ps", "-p", str(holder.pid)]
             look = look if holder.is_here() else ["ssh", holder.host, *look]

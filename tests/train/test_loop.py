@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import nn
 
 from wsi_stain.config import CriticSpec, DataConfig, NetSpec, TrainConfig
-from wsi_stain.errors import ConfigError, DeviceError, OutputError
+from wsi_stain.errors import ConfigError, DeviceError, LockedError, OutputError
 from wsi_stain.manifest import Event, ignore
 from wsi_stain.train import checkpoint
 from wsi_stain.train.checkpoint import load_average
@@ -217,6 +217,19 @@ def test_old_checkpoint_stays_when_writing_the_next_fails(
     fit(Line(), config, tmp_path, ignore)
     assert load_average(tmp_path)[1] == 12
     assert not (tmp_path / "checkpoint.safetensors.part").exists()
+
+
+def test_folder_is_refused_when_another_run_trains_in_it(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    def look() -> bool:
+        with pytest.raises(LockedError, match="Another run") as caught:
+            fit(Line(), config, tmp_path, ignore)
+        assert "--run" in caught.value.hint
+        return True
+
+    fit(Line(), config, tmp_path, ignore, look)
+    fit(Line(), config, tmp_path, ignore)  # the folder is free again
 
 
 @pytest.mark.parametrize("other", ["mine", "refine"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -23,6 +24,7 @@ from torch import nn
 from wsi_stain.cluster import available_cores
 from wsi_stain.config import TrainConfig
 from wsi_stain.errors import DeviceError
+from wsi_stain.lock import OutputLock
 from wsi_stain.manifest import Event, Listener, ignore
 from wsi_stain.train.checkpoint import Progress, load_into, resume, save, trained
 from wsi_stain.train.curve import Curve, Row
@@ -32,6 +34,7 @@ from wsi_stain.translate.bundle import fast_dtype
 
 __all__ = ["Painter", "Stage", "fit"]
 
+LOCK = "train.lock"
 MOST_THREADS = 12  # that draw crops; a batch each is in memory
 
 
@@ -105,12 +108,20 @@ def fit(
         The folder's checkpoint cannot be read, or is of another stage or net.
     DeviceError
         The loss is not finite; the checkpoint on disk is the last good one.
+    LockedError
+        Another run trains in this folder.
     OutputError
         A checkpoint cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = resume(stage.net, stage.memory, config, folder)
-    _Run(stage, config, folder, state, listener if ranks.leads else ignore, ranks).go(should_stop)
+    hear = listener if ranks.leads else ignore
+    # Two runs would go on from one checkpoint, each over the other.
+    lock = OutputLock(folder / LOCK, "--run") if ranks.leads else None
+    with lock or nullcontext():
+        if lock is not None and lock.note:
+            hear(Event("train", "note", text=lock.note))
+        state = resume(stage.net, stage.memory, config, folder)
+        _Run(stage, config, folder, state, hear, ranks).go(should_stop)
 
 
 class _Run:
