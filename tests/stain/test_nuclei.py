@@ -10,7 +10,7 @@ import pytest
 
 from wsi_stain.config import ColorReference
 from wsi_stain.errors import BundleError, ConfigError, NoTissueError
-from wsi_stain.stain.density import HDX, is_stained, rgb_to_od
+from wsi_stain.stain.density import HDX, POSITIVE_OD, dab_od, is_stained, rgb_to_od
 from wsi_stain.stain.normalize import fit_stain
 from wsi_stain.stain.separate import angle_deg
 from wsi_stain.stain.start import StartTransform, fit_nuclei_start, fit_start
@@ -99,6 +99,42 @@ def test_brown_reaches_the_rim_and_not_the_neighbor(colors: ColorReference) -> N
     assert (
         brown[row - 3 : row + 4, column + RADIUS_PX + 3 : column + 3 * RADIUS_PX - 2].mean() < 0.03
     )
+
+
+def test_matter_wider_than_a_nucleus_stays_blue(colors: ColorReference) -> None:
+    """Keratin or a fold, as dense as the brown nuclei, also where the picture cuts it."""
+    density = _density()
+    density[96:160, :64] = DENSE
+    picture = _stained(density)
+    od = rgb_to_od(_fit(picture, colors).apply(picture), WHITE)
+    brown = od[..., 2] > od[..., 0]
+    assert brown[100:156, :60].mean() < 0.01
+    row, column = _centers()[4]  # dense, and apart from it
+    assert brown[row - 4 : row + 5, column - 4 : column + 5].mean() > 0.97
+    pale_row, pale_column = _centers()[5]
+    nucleus = od[pale_row - 4 : pale_row + 5, pale_column - 4 : pale_column + 5, 0].mean()
+    assert od[100:156, :60, 0].mean() < 1.2 * nucleus  # paler than a nucleus of its density
+
+
+def test_a_field_without_nuclei_gets_no_brown(colors: ColorReference) -> None:
+    picture = _stained(np.full((SIDE_PX, SIDE_PX), DENSE))
+    made = _fit(picture, colors).apply(picture)
+    assert (dab_od(made) > POSITIVE_OD).mean() < 0.01
+
+
+def test_packed_nuclei_are_brown_all_the_same(colors: ColorReference) -> None:
+    """Cytoplasm between them, though narrow, tells them from a fold."""
+    density = _density()
+    density[:96, 160:] = 0.25 * DENSE
+    places = [(16 + 18 * i, 178 + 18 * j) for i in range(4) for j in range(4)]
+    for row, column in places:
+        cv2.circle(density, (column, row), RADIUS_PX, DENSE, -1)
+    wide = msgspec.structs.replace(colors, positive_share=0.08)
+    picture = _stained(density)
+    od = rgb_to_od(_fit(picture, wide).apply(picture), WHITE)
+    brown = od[..., 2] > od[..., 0]
+    hearts = [brown[row - 3 : row + 4, column - 3 : column + 4].mean() for row, column in places]
+    assert min(hearts) > 0.9
 
 
 def test_stroma_is_pale_and_no_glass(colors: ColorReference) -> None:

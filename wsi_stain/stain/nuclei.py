@@ -29,6 +29,11 @@ Floats = NDArray[np.float32]
 # far as the pixel's own density is half of it, at most so far.
 INSIDE_UM, OWN_UM, RIM_UM = 1.5, 0.5, 3.0
 RIM_SHARE = 0.5
+# No nucleus fills a square of this side. What is dense over more than that (keratin, pigment, a
+# fold, dust) is pale counterstain: from, and up to, these shares of the density where brown begins.
+WIDE_UM = 10.0
+WIDE_SHARES = (0.4, 0.6)
+WIDE_PALENESS = 0.5
 # Share of the tissue over which brown goes over into blue.
 SOFT_SHARE = 0.01
 # OD that a unit of eosin adds.
@@ -76,8 +81,8 @@ def fit_nuclei(
 ) -> NucleusColors:
     """Fit the colors of one slide.
 
-    The share of brown is that of the training fields; hematoxylin says which nuclei are dense, not
-    which divide.
+    The share of brown, of all but what is too wide for a nucleus, is that of the training fields;
+    hematoxylin says which nuclei are dense, not which divide.
 
     Parameters
     ----------
@@ -107,20 +112,28 @@ def fit_nuclei(
             "needs them.",
             hint="Choose start image 'ranked', or train the bundle anew.",
         )
-    inside = _inside(densities[..., 0], mpp)[tissue]
-    own = densities[..., 0][tissue]
-    step = max(1, len(own) // _FIT_PIXELS)
-    inside, own = inside[::step].astype(np.float64), np.maximum(own[::step], 0.0)
-    share = reference.positive_share
-    begin, cut, end = np.quantile(
-        inside, np.clip([1.0 - share - SOFT_SHARE, 1.0 - share, 1.0 - share + SOFT_SHARE], 0, 1)
+    step = max(1, int(tissue.sum()) // _FIT_PIXELS)
+    inside, own, wide = (
+        density[tissue][::step].astype(np.float64)
+        for density in (
+            _inside(densities[..., 0], mpp),
+            np.maximum(densities[..., 0], 0.0),
+            _wide(densities[..., 0], mpp),
+        )
     )
+    share = reference.positive_share
+    shares = np.clip([1.0 - share - SOFT_SHARE, 1.0 - share, 1.0 - share + SOFT_SHARE], 0, 1)
+    # What is too wide for a nucleus takes no nucleus' place among the dense.
+    apart = wide < np.mean(WIDE_SHARES) * np.quantile(inside, shares[0])
+    apart |= not apart.any()
+    begin, cut, end = np.quantile(inside[apart], shares)
+    is_brown = apart & (inside > cut)
     # Of the counterstain the depth alone: the mean of violet and of steel blue is slate, which no
     # laboratory has, so its color is the field's standard hematoxylin.
     blues = np.array(reference.blue_od).mean(axis=1, keepdims=True)
-    blue_in, blue_od = _knots(own[inside <= cut], _deepen(blues, BLUE_CONTRAST))
+    blue_in, blue_od = _knots(own[~is_brown], _deepen(blues, BLUE_CONTRAST))
     browns = _deepen(np.array(reference.brown_od), BROWN_CONTRAST)
-    brown_in, brown_od = _knots(own[inside > cut], browns)
+    brown_in, brown_od = _knots(own[is_brown], browns)
     return NucleusColors(
         mpp=mpp,
         brown_from=(float(begin), float(max(end, begin + 1e-6))),
@@ -159,9 +172,11 @@ def nucleus_light(densities: Floats, tissue: Floats, colors: NucleusColors) -> l
     own, eosin = densities[..., 0], np.clip(densities[..., 1], 0.0, _MAX_EOSIN)
     begin, end = colors.brown_from
     inside = _inside(own, colors.mpp)
-    ramp = np.clip((inside - np.float32(begin)) / np.float32(end - begin), 0.0, 1.0)
-    brownness = ramp * ramp * (3.0 - 2.0 * ramp)
-    blue = np.square(follow_curve(own, colors.blue_in, colors.blue_od))
+    wideness = _rise(_wide(own, colors.mpp), *(share * begin for share in WIDE_SHARES))
+    brownness = _rise(inside, begin, end) * (1.0 - wideness)
+    blue = follow_curve(own, colors.blue_in, colors.blue_od)
+    blue *= 1.0 - np.float32(WIDE_PALENESS) * wideness
+    blue *= blue
     eosin *= eosin
     lights = []
     for blue_per, brown_od, stroma, veil in zip(
@@ -178,6 +193,30 @@ def nucleus_light(densities: Floats, tissue: Floats, colors: NucleusColors) -> l
         od = (beside + brownness * (brown - beside)) * tissue
         lights.append(np.exp(-od))
     return lights
+
+
+def _rise(values: Floats, begin: float, end: float) -> Floats:
+    """Rise from 0 at `begin` to 1 at `end` on a smoothstep."""
+    ramp = np.clip((values - np.float32(begin)) / np.float32(end - begin), 0.0, 1.0)
+    rise: Floats = ramp * ramp * (3.0 - 2.0 * ramp)
+    return rise
+
+
+def _wide(density: Floats, mpp: float) -> Floats:
+    """Give each pixel the density of the widest matter it lies in: an opening, at half resolution.
+
+    Of a square of `WIDE_UM` the least density; of all such squares around a pixel the largest.
+    """
+    side = 2 * max(1, round(WIDE_UM / mpp / 4)) + 1  # odd, of halved pixels
+    square = cv2.getStructuringElement(cv2.MORPH_RECT, (side, side))
+    height, width = density.shape[-2:]
+    size = (max(1, width // 2), max(1, height // 2))
+    found = []
+    for picture in np.maximum(density, 0.0).reshape(-1, height, width):
+        half = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        opened = cv2.morphologyEx(half, cv2.MORPH_OPEN, square)  # wide matter goes on at borders
+        found.append(cv2.resize(opened, (width, height), interpolation=cv2.INTER_LINEAR))
+    return np.asarray(found, dtype=np.float32).reshape(density.shape)
 
 
 def _inside(density: Floats, mpp: float) -> Floats:
