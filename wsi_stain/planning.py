@@ -236,7 +236,8 @@ def _net_s(
         terms_s = (guidance.edges != "none") * EDGES_S + critic * CRITIC_S
         seconds += solver.steps * terms_s * megapixels
         if spec.heads is not None and guidance.contrast != "none":
-            low = min(1.0, guidance.contrast_below_step / solver.start_step)
+            below = min(1.0, guidance.contrast_below_step / solver.start_step)
+            low = below ** (1.0 / solver.spacing)  # of the steps
             seconds += low * solver.steps * CONTRAST_EVALUATIONS * flop / NET_FLOP_S["cpu"]
     return seconds * NET_FLOP_S["cpu"] / NET_FLOP_S[device]
 
