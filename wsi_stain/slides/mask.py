@@ -37,6 +37,7 @@ SMALLEST_HOLE_UM2 = 4e4
 INK_RIM_UM = 16.0
 MOSTLY_INK = 0.6
 USUAL_GLASS = 243.0
+BAND_PX = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +57,13 @@ class TissueMask:
     pixels: Bools
     mpp: float
     downsample: float
-    _integral: Floats = field(init=False, repr=False)
+    _integral: npt.NDArray[np.uint32] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        integral = np.zeros((self.pixels.shape[0] + 1, self.pixels.shape[1] + 1))
-        integral[1:, 1:] = self.pixels.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
+        integral = np.zeros((self.pixels.shape[0] + 1, self.pixels.shape[1] + 1), np.uint32)
+        inner = integral[1:, 1:]
+        np.cumsum(self.pixels, axis=0, dtype=np.uint32, out=inner)
+        np.cumsum(inner, axis=1, out=inner)
         object.__setattr__(self, "_integral", integral)
 
     @property
@@ -140,8 +143,7 @@ def find_tissue(thumbnail: Pixels, *, mpp: float, downsample: float) -> TissueMa
     TissueMask
         Empty (all false) where nothing is stained.
     """
-    density = _density(thumbnail)
-    chroma = density.max(axis=-1) - density.min(axis=-1)
+    chroma, ink = _chroma_and_ink(thumbnail)
     chroma = _gaussian(chroma, sigma=8.0 / mpp, preserve_range=True)
     if chroma.max() <= LEAST_CHROMA_OD:
         return TissueMask(np.zeros(chroma.shape, np.bool_), mpp, downsample)
@@ -149,19 +151,35 @@ def find_tissue(thumbnail: Pixels, *, mpp: float, downsample: float) -> TissueMa
     smallest_px = int(SMALLEST_PIECE_UM2 / (mpp * mpp))
     tissue = morphology.remove_small_objects(chroma > threshold, max_size=smallest_px)
     tissue = morphology.remove_small_holes(tissue, max_size=int(SMALLEST_HOLE_UM2 / (mpp * mpp)))
-    tissue = _without_ink(tissue, _ink(density), INK_RIM_UM / mpp)
+    tissue = _without_ink(tissue, ink, INK_RIM_UM / mpp)
     # Smaller now: what a pen cuts off a piece of tissue is tissue still.
     tissue = morphology.remove_small_objects(tissue, max_size=smallest_px // 4)
     return TissueMask(tissue, mpp, downsample)
 
 
-def _density(thumbnail: Pixels) -> Densities:
+def _chroma_and_ink(thumbnail: Pixels) -> tuple[Densities, Bools]:
+    """Give the chroma and the pen marks of each pixel, band by band.
+
+    A whole slide has tens of megapixels here, and what is computed for one takes 30 bytes.
+    """
+    glass = _glass(thumbnail)
+    chroma = np.empty(thumbnail.shape[:2], np.float32)
+    ink = np.empty(thumbnail.shape[:2], np.bool_)
+    for top in range(0, len(thumbnail), BAND_PX):
+        band = slice(top, top + BAND_PX)
+        density = _density(thumbnail[band], glass)
+        chroma[band] = density.max(axis=-1) - density.min(axis=-1)
+        ink[band] = _ink(density)
+    return chroma, ink
+
+
+def _density(pixels: Pixels, glass: tuple[float, ...]) -> Densities:
     """Compute ``-ln(I / glass)``, float32 (h, w, 3), not below 0."""
     table = -np.log(np.maximum(np.arange(256.0), 1.0))
-    density = np.empty(thumbnail.shape, np.float32)
-    for channel, glass in enumerate(_glass(thumbnail)):
-        lookup = np.maximum(table + np.log(glass), 0.0).astype(np.float32)
-        density[..., channel] = lookup[thumbnail[..., channel]]
+    density = np.empty(pixels.shape, np.float32)
+    for channel, level in enumerate(glass):
+        lookup = np.maximum(table + np.log(level), 0.0).astype(np.float32)
+        density[..., channel] = lookup[pixels[..., channel]]
     return density
 
 
