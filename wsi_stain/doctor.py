@@ -167,8 +167,8 @@ def check_devices(
         return [Remark(what, do)], []
     advice = [
         Remark(
-            "No CUDA device: translation runs on the CPU, 0.3 to 0.6 s per tile and core with "
-            "bfloat16 units, 2.6 s without.",
+            "No CUDA device: translation runs on the CPU, about 0.2 s per tile and core with "
+            "bfloat16 units, 0.35 to 1 s without.",
             "Ask for the time first: wsi-stain plan slide.svs",
         )
     ]
