@@ -116,6 +116,17 @@ def test_matter_wider_than_a_nucleus_stays_blue(colors: ColorReference) -> None:
     assert od[100:156, :60, 0].mean() < 1.2 * nucleus  # paler than a nucleus of its density
 
 
+def test_nucleus_is_brown_when_the_border_cuts_it(colors: ColorReference) -> None:
+    density = _density()
+    row, column = _centers()[4]
+    left = column - 3  # the picture begins in its middle
+    picture = _stained(density)
+    start = _fit(picture, colors)
+    od = rgb_to_od(start.apply(np.ascontiguousarray(picture[:, left:])), WHITE)
+    brown = od[..., 2] > od[..., 0]
+    assert brown[row - 4 : row + 5, :6].mean() > 0.97
+
+
 def test_a_field_without_nuclei_gets_no_brown(colors: ColorReference) -> None:
     picture = _stained(np.full((SIDE_PX, SIDE_PX), DENSE))
     made = _fit(picture, colors).apply(picture)
