@@ -288,46 +288,51 @@ def test_environment_is_left_alone_when_workers_are_prepared() -> None:
     assert dict(os.environ) == before
 
 
+def _run_with_parent(program: str) -> str:
+    """Run a program that may call `find_parent`; give what it prints."""
+    finder = """
+        import psutil
+
+        def find_parent():
+            name = "multiprocessing." + "forkserver"  # a child shows this text until it is its own
+            found = []
+            while not found:
+                found = [p for p in psutil.Process().children() if name in str(p.cmdline())]
+            (parent,) = found
+            return parent
+    """
+    code = textwrap.dedent(finder) + textwrap.dedent(program)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux")
 def test_parent_of_workers_hears_no_interrupt_when_it_imports() -> None:
     program = """
-        import psutil
         from wsi_stain.cluster.parent import prepare_parent
         prepare_parent()
-        name = "multiprocessing." + "forkserver"  # a child shows this text until it is its own
-        found = []
-        while not found:
-            found = [p for p in psutil.Process().children() if name in str(p.cmdline())]
-        (parent,) = found
+        parent = find_parent()
         print(open(f"/proc/{parent.pid}/status").read())
         parent.kill()
     """
-    code = textwrap.dedent(program)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    masks = dict(line.split(":", 1) for line in done.stdout.splitlines() if ":" in line)
+    output = _run_with_parent(program)
+    masks = dict(line.split(":", 1) for line in output.splitlines() if ":" in line)
     assert int(masks["SigBlk"], 16) & 1 << (signal.SIGINT - 1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux")
 def test_parent_of_workers_ends_at_once_when_the_work_fails() -> None:
     program = """
-        import psutil
         from wsi_stain.cluster.parent import begin_early
         from wsi_stain.config import ClusterConfig
         try:
             with begin_early(ClusterConfig()):
-                name = "multiprocessing." + "forkserver"  # see above
-                found = []
-                while not found:
-                    found = [p for p in psutil.Process().children() if name in str(p.cmdline())]
+                parent = find_parent()
                 raise KeyError
         except KeyError:
-            (parent,) = found
             print(parent.wait(timeout=10))
     """
-    code = textwrap.dedent(program)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [f"-{signal.SIGTERM.value}"]
+    assert _run_with_parent(program).split() == [f"-{signal.SIGTERM.value}"]
 
 
 def test_numpy_has_one_thread_when_worker_is_one_of_several(

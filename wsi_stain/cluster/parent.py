@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from wsi_stain.cluster.quiet import worker_environment
 from wsi_stain.config import ClusterConfig
@@ -43,11 +43,10 @@ def begin_early(config: ClusterConfig) -> Iterator[None]:
     done whoever reads this process's output would wait for it.
     """
     warm_up(config)
-    try:
+    with ExitStack() as on_error:
+        on_error.callback(_end_parent)
         yield
-    except BaseException:
-        _end_parent()
-        raise
+        on_error.pop_all()
 
 
 def start_method() -> str:

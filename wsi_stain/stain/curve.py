@@ -11,13 +11,31 @@ from numpy.typing import NDArray
 
 from wsi_stain.config import Rgb
 
-__all__ = ["follow_curve", "merge_equal", "merge_light"]
+__all__ = ["follow_curve", "merge_equal", "merge_light", "rise"]
 
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.float32]
 Rgb8 = NDArray[np.uint8]
 
 _STEPS = 4096
+
+
+def rise(values: Floats, begin: float, end: float) -> Floats:
+    """Rise from 0 at `begin` to 1 at `end` on a smoothstep, whose slope is 0 at both.
+
+    Parameters
+    ----------
+    values
+        float32, any shape.
+
+    Returns
+    -------
+    ndarray
+        float32, same shape, 0..1.
+    """
+    ramp = np.clip((values - np.float32(begin)) / np.float32(end - begin), 0.0, 1.0)
+    risen: Floats = ramp * ramp * (3.0 - 2.0 * ramp)
+    return risen
 
 
 def follow_curve(

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wsi_stain.config import Rgb
+from wsi_stain.stain.curve import rise
 
 __all__ = [
     "GLASS_OD",
@@ -277,24 +278,18 @@ def glass_alpha(
             cv2.GaussianBlur(
                 plane, (size_px, size_px), sigma_px, dst=plane, borderType=cv2.BORDER_REFLECT_101
             )
-    return _fall((depth - od_limit) / soft)
+    return 1.0 - rise(depth, od_limit, od_limit + soft)
 
 
 def _pixel_alpha(rgb: Rgb8, white: ArrayLike, od_limit: float, soft: float) -> Floats:
     """Mask each pixel alone: three byte tables, since the largest OD has the smallest alpha."""
     if rgb.size == 0:
         return np.zeros(rgb.shape[:-1], np.float32)
-    codes = np.rint(255.0 * _fall((_od_table(white) - od_limit) / soft)).astype(np.uint8)
+    alpha = 1.0 - rise(_od_table(white), od_limit, od_limit + soft)
+    codes = np.rint(255.0 * alpha).astype(np.uint8)
     red, green, blue = cv2.split(cv2.LUT(rgb.reshape(1, -1, 3), codes))
     smallest = np.asarray(cv2.min(cv2.min(red, green), blue), dtype=np.float32)
     return (smallest / np.float32(255.0)).reshape(rgb.shape[:-1])
-
-
-def _fall(ramp: Floats) -> Floats:
-    """Fall from 1 at 0 to 0 at 1 on a smoothstep."""
-    inside = np.clip(ramp, 0.0, 1.0)
-    alpha: Floats = (1.0 - inside * inside * (3.0 - 2.0 * inside)).astype(np.float32)
-    return alpha
 
 
 def lay_glass(picture: Rgb8, he: Rgb8, white: ArrayLike, target: ArrayLike) -> Rgb8:

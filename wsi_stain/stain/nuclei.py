@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from wsi_stain.config import ColorReference, Rgb, Settings
 from wsi_stain.errors import BundleError
-from wsi_stain.stain.curve import follow_curve, merge_equal
+from wsi_stain.stain.curve import follow_curve, merge_equal, rise
 from wsi_stain.stain.density import HDX, as_rgb
 
 __all__ = ["NucleusColors", "fit_nuclei", "nucleus_light"]
@@ -172,8 +172,8 @@ def nucleus_light(densities: Floats, tissue: Floats, colors: NucleusColors) -> l
     own, eosin = densities[..., 0], np.clip(densities[..., 1], 0.0, _MAX_EOSIN)
     begin, end = colors.brown_from
     inside = _inside(own, colors.mpp)
-    wideness = _rise(_wide(own, colors.mpp), *(share * begin for share in WIDE_SHARES))
-    brownness = _rise(inside, begin, end) * (1.0 - wideness)
+    wideness = rise(_wide(own, colors.mpp), *(share * begin for share in WIDE_SHARES))
+    brownness = rise(inside, begin, end) * (1.0 - wideness)
     blue = follow_curve(own, colors.blue_in, colors.blue_od)
     blue *= 1.0 - np.float32(WIDE_PALENESS) * wideness
     blue *= blue
@@ -193,13 +193,6 @@ def nucleus_light(densities: Floats, tissue: Floats, colors: NucleusColors) -> l
         od = (beside + brownness * (brown - beside)) * tissue
         lights.append(np.exp(-od))
     return lights
-
-
-def _rise(values: Floats, begin: float, end: float) -> Floats:
-    """Rise from 0 at `begin` to 1 at `end` on a smoothstep."""
-    ramp = np.clip((values - np.float32(begin)) / np.float32(end - begin), 0.0, 1.0)
-    rise: Floats = ramp * ramp * (3.0 - 2.0 * ramp)
-    return rise
 
 
 def _wide(density: Floats, mpp: float) -> Floats:
