@@ -8,6 +8,7 @@ ranks keep the same weights and a step equals one of a single process with the j
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -105,6 +106,9 @@ def join_ranks(asked_device: str) -> Iterator[Ranks]:
     if not distributed.is_torchelastic_launched():
         yield ALONE
         return
+    # Its functions take the group that is there when it is imported as their default. An optimizer
+    # imports it later: then it would keep the group, whose threads abort where Python ends.
+    importlib.import_module("torch.distributed.nn.functional")
     cuda = pick_device(asked_device).type == "cuda"
     distributed.init_process_group("nccl" if cuda else "gloo")
     try:
