@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ import torch
 from wsi_stain.config import BundleSpec, NetSpec, RunConfig, resolve_run_config
 from wsi_stain.dispatch import SerialExecutor
 from wsi_stain.errors import NoTissueError, OutputError, PlanError, SlideError
-from wsi_stain.layout import RunFiles
+from wsi_stain.layout import RunFiles, find_run
 from wsi_stain.lock import OutputLock
 from wsi_stain.manifest import Event, RunManifest
 from wsi_stain.pipeline import translate_slide
@@ -107,6 +109,27 @@ def test_output_lies_in_the_slides_frame(
     difference = np.abs(made.astype(int) - he_pixels)[stained].mean()
     assert difference < 6, "JPEG twice over, nothing more"
     assert found.facts["mpp"] == pytest.approx(0.5, rel=1e-3)
+
+
+def test_who_hands_out_work_loads_no_torch(
+    tmp_path: Path, identity_bundle: Path, small_slide: Path
+) -> None:
+    arguments = ["translate", str(small_slide), "--out", str(tmp_path / "out"), "--json"]
+    arguments += ["--bundle", str(identity_bundle), "--device", "cpu", "--workers", "1"]
+    arguments += ["--unguided"]  # no term looks at a gradient map, which torch would measure
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys\n"
+        "from wsi_stain.cli import cli\n"
+        "if __name__ == '__main__':\n"
+        f"    cli({arguments!r}, standalone_mode=False)\n"
+        "    print(sorted({'distributed', 'torch', 'safetensors'} & set(sys.modules)))\n"
+    )
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "['distributed']"
+    assert find_run(tmp_path / "out").report.is_dir(), "the report was written, without torch too"
 
 
 def test_finer_slide_is_reduced_to_the_models_pixel_size(

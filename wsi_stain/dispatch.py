@@ -27,7 +27,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from wsi_stain import __version__
 from wsi_stain.cluster import Crew, Parcels, open_crew, open_parcels, run_shard, workers_for
@@ -36,7 +36,6 @@ from wsi_stain.errors import DeviceError, DiskFullError
 from wsi_stain.executor import (
     RESUME_HINT,
     Chain,
-    Device,
     Done,
     Executor,
     Failure,
@@ -62,6 +61,7 @@ __all__ = [
     "open_executor",
 ]
 
+T = TypeVar("T")
 POLL_S = 5.0
 MOST_STEPS = 16  # more than a slide has
 LOST_PAUSE_S = 0.05
@@ -93,22 +93,21 @@ class DaskExecutor(StepRunner):
         Where they find tasks.
     attempts
         How often a shard that raises is tried in all.
-    device
-        What the workers translate on, where it is known.
     """
 
-    def __init__(
-        self, crew: Crew, parcels: Parcels, *, attempts: int = 2, device: Device | None = None
-    ) -> None:
+    def __init__(self, crew: Crew, parcels: Parcels, *, attempts: int = 2) -> None:
         self._crew, self._client, self._parcels = crew, crew.client, parcels
         self._attempts = attempts
-        self._device = device
+        self._answers: dict[tuple[Any, str], Any] = {}
         self._rank = 0
 
-    @property
-    def device(self) -> Device | None:
-        """See `Executor.device`."""
-        return self._device
+    def ask(self, question: Callable[[str], T], about: str) -> T:
+        """See `Executor.ask`."""
+        known = (question, about)
+        if known not in self._answers:
+            self._answers[known] = _ask(self._crew, question, about)
+        answer: T = self._answers[known]
+        return answer
 
     def ranked(self, rank: int) -> DaskExecutor:
         """See `Executor.ranked`: the same workers; may be used from another thread."""
@@ -327,17 +326,26 @@ def _dask(
         if crew.dashboard:
             text, facts = f"Dask's dashboard: {crew.dashboard}", {"dashboard": crew.dashboard}
             listener(Event("workers", "note", text=text, facts=facts))
-        device = _ask_device(crew, config, count_devices) if crew.is_remote else None
+        if crew.is_remote:
+            _meet(crew, config, count_devices)
         with open_parcels(crew.client, ours=not crew.is_remote) as parcels:
-            yield DaskExecutor(crew, parcels, attempts=config.attempts, device=device)
+            yield DaskExecutor(crew, parcels, attempts=config.attempts)
 
 
-def _ask_device(
-    crew: Crew, config: ClusterConfig, count_devices: Callable[[ClusterConfig], int]
-) -> Device:
-    """Ask one of the workers that will translate what it has, and whether it is our version."""
+def _meet(crew: Crew, config: ClusterConfig, count_devices: Callable[[ClusterConfig], int]) -> None:
+    """Ask one of the workers that will translate for its version, and for the devices asked for."""
+    version = _ask(crew, _introduce, count_devices, config)
+    if version != __version__:
+        raise DeviceError(
+            f"Workers {crew.where} have wsi-stain {version}, this is {__version__}.",
+            hint="Install the same version for all.",
+        )
+
+
+def _ask(crew: Crew, question: Callable[..., T], *about: Any) -> T:
+    """Have one of the workers that will translate answer."""
     place = dict(crew.places.get("translate", {})) or None
-    future = crew.client.submit(_introduce, count_devices, config, pure=False, resources=place)
+    future = crew.client.submit(question, *about, pure=False, resources=place)
     try:
         error = future.exception(timeout=crew.wait_s + START_S)
     except TimeoutError as late:
@@ -351,20 +359,14 @@ def _ask_device(
             f"A worker {crew.where} cannot run wsi-stain: {type(error).__name__}: {error}.",
             hint=f"Install wsi-stain {__version__} for all workers, in the same Python version.",
         ) from error
-    version, n_devices = future.result()
-    if version != __version__:
-        raise DeviceError(
-            f"Workers {crew.where} have wsi-stain {version}, this is {__version__}.",
-            hint="Install the same version for all.",
-        )
-    return "cuda" if n_devices else "cpu"
+    answer: T = future.result()
+    return answer
 
 
-def _introduce(
-    count_devices: Callable[[ClusterConfig], int], config: ClusterConfig
-) -> tuple[str, int]:
-    """Run on a worker: tell version and number of devices."""
-    return __version__, count_devices(config)
+def _introduce(count_devices: Callable[[ClusterConfig], int], config: ClusterConfig) -> str:
+    """Run on a worker: tell the version, if the devices that were asked for are there."""
+    count_devices(config)
+    return __version__
 
 
 def _was_killed(error: BaseException) -> bool:

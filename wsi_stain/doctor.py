@@ -9,6 +9,7 @@ import importlib
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -24,6 +25,7 @@ __all__ = [
     "Remark",
     "examine",
     "machine_bytes",
+    "may_have_cuda",
     "nvidia_files",
     "package_versions",
     "require_device",
@@ -217,6 +219,16 @@ def check_memory(total_bytes: float, n_cores: int) -> list[Remark]:
 def nvidia_files() -> list[Path]:
     """List the device files of NVIDIA's driver."""
     return [path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()]
+
+
+def may_have_cuda() -> bool:
+    """Tell whether torch could find a device it calls CUDA; if so, only torch knows.
+
+    On Linux a driver shows files: NVIDIA's own, that of Windows beneath, AMD's.
+    """
+    if sys.platform != "linux":
+        return True
+    return bool(nvidia_files()) or any(Path("/dev", name).exists() for name in ("dxg", "kfd"))
 
 
 def require_device(asked: str) -> None:

@@ -14,16 +14,15 @@ disk ends all at once: what the others make could not be kept.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from wsi_stain.errors import DeviceError, DiskFullError, WsiStainError
 
 __all__ = [
     "RESUME_HINT",
     "Chain",
-    "Device",
     "Done",
     "Executor",
     "Failure",
@@ -38,7 +37,6 @@ __all__ = [
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-Device = Literal["cpu", "cuda"]
 NAMED_SHARDS = 10
 ERROR_TEXT_CHARS = 300
 RESUME_HINT = "Finished shards are kept: the same command tries only the failed ones again."
@@ -82,9 +80,14 @@ class Done(NamedTuple):
 class Executor(Protocol):
     """Something that can run tasks over numbers."""
 
-    @property
-    def device(self) -> Device | None:
-        """What workers elsewhere translate on; none: ask this machine."""
+    def ask(self, question: Callable[[str], T], about: str) -> T:
+        """Have a question answered where shards are translated; once, for all who ask the same.
+
+        Raises
+        ------
+        DeviceError
+            Nobody answers, or the answer is this.
+        """
         ...
 
     def run(self, task: Task[T], numbers: Sequence[int]) -> Iterator[tuple[int, T]]:
@@ -174,10 +177,9 @@ def chains_of(steps: Sequence[Step]) -> list[Chain]:
 class StepRunner(ABC):
     """What all executors do with work of one step."""
 
-    @property
-    def device(self) -> Device | None:
-        """See `Executor.device`."""
-        return None
+    def ask(self, question: Callable[[str], T], about: str) -> T:
+        """See `Executor.ask`: here."""
+        return question(about)
 
     @abstractmethod
     def run_steps(self, steps: Sequence[Step]) -> Iterator[Done]:

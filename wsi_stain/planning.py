@@ -30,9 +30,10 @@ from wsi_stain.doctor import machine_bytes, nvidia_files, require_device
 from wsi_stain.geometry import Scale, choose_scale
 from wsi_stain.manifest import Event, Listener, ignore
 from wsi_stain.slides.image import SlideSource
-from wsi_stain.slides.mask import TissueMask, find_tissue
+from wsi_stain.slides.mask import TissueMask
 from wsi_stain.slides.plan import TileGrid, plan_tiles
 from wsi_stain.slides.projection import PlanProjection, Speeds, project
+from wsi_stain.slides.tissue import find_tissue
 from wsi_stain.stain.white import WhitePoint, estimate_white
 
 __all__ = [

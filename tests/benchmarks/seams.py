@@ -33,7 +33,8 @@ from wsi_stain.stain.density import is_stained
 from wsi_stain.stain.white import WhitePoint, estimate_white
 from wsi_stain.translate.bundle import ModelBundle, load_bundle, pick_device
 from wsi_stain.translate.fit import fit_pictures
-from wsi_stain.translate.worker import TranslateTask, translate_tiles
+from wsi_stain.translate.task import TranslateTask
+from wsi_stain.translate.worker import translate_tiles
 from wsi_stain.write.stitch import stitch_bands
 
 Rgb8 = NDArray[np.uint8]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,11 @@ def test_missing_certificate_is_named(certificates: dict[str, Path], tmp_path: P
 def test_workers_over_tls_do_what_their_resources_are_for(
     start_dask: Start, certificates: dict[str, Path]
 ) -> None:
+    def answered_by(about: str) -> tuple[str, Any, str]:
+        from distributed import get_worker  # noqa: PLC0415 - it runs on a worker
+
+        return about, get_worker().name, uuid.uuid4().hex
+
     dask = start_dask(certificates)
     dask.start_scheduler()
     dask.start_worker("--name", "gpu", "--resources", "GPU=1")
@@ -117,7 +123,9 @@ def test_workers_over_tls_do_what_their_resources_are_for(
     dask.wait_for_workers(2)
     assert dask.listening() == {"127.0.0.1"}
     with open_executor(config(dask.address, certificates), lambda _: 1) as executor:
-        assert executor.device == "cuda"
+        answer = executor.ask(answered_by, "who")
+        assert answer[:2] == ("who", "gpu")
+        assert executor.ranked(3).ask(answered_by, "who") == answer  # once for all
         done = run_both(executor, range(20))
         who = {
             step: {d.result[1] for d in done if d.step == step} for step in ("fill", "translate")

@@ -24,6 +24,7 @@ from wsi_stain.manifest import Event
 from wsi_stain.pipeline import translate_slide
 from wsi_stain.planning import plan_slide
 from wsi_stain.translate.bundle import save_nets
+from wsi_stain.translate.task import arithmetic
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 START_S = 120
@@ -164,7 +165,7 @@ def test_lost_jobs_are_replaced_and_devices_are_their_own(node: Node, tmp_path: 
         return os.environ["SLURM_JOB_ID"], os.environ["CUDA_VISIBLE_DEVICES"]
 
     with open_executor(settings(tmp_path), lambda _: 0) as executor:
-        assert executor.device == "cpu"
+        assert executor.ask(arithmetic, "auto").device == "cpu"
         node.wait_until(lambda: len(node.jobs()) == 2, "two jobs")
         first = set(node.jobs())
         threading.Timer(2.0, lambda: node.call("scancel", sorted(first)[0])).start()

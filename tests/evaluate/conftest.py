@@ -16,7 +16,7 @@ from wsi_stain.geometry import choose_scale
 from wsi_stain.layout import OUTPUT_SUFFIX, RUN_SUFFIX
 from wsi_stain.manifest import RunManifest
 from wsi_stain.slides.image import SlideSource
-from wsi_stain.slides.mask import find_tissue
+from wsi_stain.slides.tissue import find_tissue
 from wsi_stain.stain.density import HDX, od_to_rgb, rgb_to_od, unmix
 from wsi_stain.write.overview import keep_he
 from wsi_stain.write.tiff import write_pyramid

@@ -13,9 +13,9 @@ from wsi_stain.geometry import Region, choose_scale
 from wsi_stain.slides import fill
 from wsi_stain.slides.fill import fill_shard, read_tiles
 from wsi_stain.slides.image import SlideSource
-from wsi_stain.slides.mask import find_tissue
 from wsi_stain.slides.plan import TileGrid, plan_tiles
 from wsi_stain.slides.store import PatchStore
+from wsi_stain.slides.tissue import find_tissue
 
 Pixels = npt.NDArray[np.uint8]
 

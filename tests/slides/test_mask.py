@@ -14,7 +14,8 @@ from PIL import Image
 
 from wsi_stain.geometry import Region
 from wsi_stain.slides.image import SlideSource
-from wsi_stain.slides.mask import TissueMask, find_tissue
+from wsi_stain.slides.mask import TissueMask
+from wsi_stain.slides.tissue import find_tissue
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -14,9 +14,9 @@ from wsi_stain.errors import ConfigError
 from wsi_stain.geometry import choose_scale
 from wsi_stain.slides.fill import fill_shard
 from wsi_stain.slides.image import SlideSource
-from wsi_stain.slides.mask import find_tissue
 from wsi_stain.slides.plan import plan_tiles
 from wsi_stain.slides.store import PatchStore
+from wsi_stain.slides.tissue import find_tissue
 from wsi_stain.train.fields import read_fields
 from wsi_stain.train.images import load_images
 

@@ -17,7 +17,8 @@ from wsi_stain.stain.start import StartTransform
 from wsi_stain.translate.bundle import load_bundle
 from wsi_stain.translate.headroom import Headroom, is_out_of_memory
 from wsi_stain.translate.networks import ScoreNet
-from wsi_stain.translate.worker import TranslateTask, translate_tiles
+from wsi_stain.translate.task import TranslateTask
+from wsi_stain.translate.worker import translate_tiles
 
 WHITE = (243.0, 243.0, 244.0)
 EYE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))

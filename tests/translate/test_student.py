@@ -35,7 +35,8 @@ from wsi_stain.translate.student import (
     student_net,
     widen,
 )
-from wsi_stain.translate.worker import TranslateTask, translate_tiles
+from wsi_stain.translate.task import TranslateTask
+from wsi_stain.translate.worker import translate_tiles
 
 CPU = torch.device("cpu")
 EYE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))

@@ -27,15 +27,11 @@ from wsi_stain.slides.store import PatchStore
 from wsi_stain.stain.normalize import StainTransform
 from wsi_stain.stain.start import StartTransform
 from wsi_stain.translate.bundle import load_bundle
-from wsi_stain.translate.maps import gradient_map
+from wsi_stain.translate.maps import gradient_map, measure_map_scale
 from wsi_stain.translate.noise import NoiseField
 from wsi_stain.translate.pixels import to_model
-from wsi_stain.translate.worker import (
-    TranslateTask,
-    choose_batch,
-    measure_map_scale,
-    translate_tiles,
-)
+from wsi_stain.translate.task import TranslateTask
+from wsi_stain.translate.worker import choose_batch, translate_tiles
 
 Tiles = npt.NDArray[np.uint8]
 CPU = torch.device("cpu")
@@ -165,11 +161,12 @@ def test_shards_land_in_the_store_when_translated(
 def test_map_scale_equals_the_percentile_when_measured(start: StartTransform, he: Tiles) -> None:
     tissue = np.zeros(he.shape[:3], bool)
     tissue[:, 10:60, 20:90] = True
-    strengths = gradient_map(to_model(start.apply(he)), "sobel")[:, 0].numpy()
+    pictures = start.apply(he)
+    strengths = gradient_map(to_model(pictures), "sobel")[:, 0].numpy()
     expected = np.percentile(strengths[tissue], 99.0)
-    assert measure_map_scale(start, he, tissue, "sobel") == pytest.approx(float(expected))
-    flat = np.full_like(he, 100)
-    assert measure_map_scale(start, flat, tissue, "sobel") == 1e-3
+    assert measure_map_scale(pictures, tissue, "sobel") == pytest.approx(float(expected))
+    flat = np.full_like(pictures, 100)
+    assert measure_map_scale(flat, tissue, "sobel") == 1e-3
 
 
 @pytest.mark.parametrize(

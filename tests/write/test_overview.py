@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from wsi_stain.errors import OutputError
 from wsi_stain.geometry import Region, Scale, Size, choose_scale
 from wsi_stain.slides.image import SlideSource
-from wsi_stain.slides.mask import TissueMask, find_tissue
+from wsi_stain.slides.mask import TissueMask
+from wsi_stain.slides.tissue import find_tissue
 from wsi_stain.write.overview import (
     FIELD_PX,
     MOST_FIELDS,

@@ -18,9 +18,10 @@ from wsi_stain.geometry import Region, Scale, choose_scale
 from wsi_stain.layout import OUTPUT_SUFFIXES, RUN_SUFFIX, UNCERTAINTY_SUFFIX, RunFiles, safe_name
 from wsi_stain.manifest import RunManifest
 from wsi_stain.slides.image import SlideSource
-from wsi_stain.slides.mask import TissueMask, find_tissue
+from wsi_stain.slides.mask import TissueMask
 from wsi_stain.slides.openslide_read import open_backend
 from wsi_stain.slides.slide_facts import Level
+from wsi_stain.slides.tissue import find_tissue
 from wsi_stain.stain.spread import OD_PER_LEVEL
 from wsi_stain.stain.white import estimate_white
 from wsi_stain.write.overview import HeFolder

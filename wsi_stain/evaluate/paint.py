@@ -29,7 +29,8 @@ from wsi_stain.stain.density import is_stained, lay_glass
 from wsi_stain.stain.spread import OD_PER_LEVEL, spread_levels
 from wsi_stain.translate.bundle import ModelBundle
 from wsi_stain.translate.fit import ColorFit, fit_pictures, map_looked_at
-from wsi_stain.translate.worker import TranslateTask, choose_batch, translate_tiles
+from wsi_stain.translate.task import TranslateTask
+from wsi_stain.translate.worker import choose_batch, translate_tiles
 from wsi_stain.write.stitch import stitch_bands
 
 __all__ = ["ModelPainter", "NullPainter", "Painted", "Painter", "translate_picture"]

@@ -40,7 +40,7 @@ from wsi_stain.geometry import Region, Scale, choose_scale
 from wsi_stain.layout import RunFiles, find_run
 from wsi_stain.manifest import Event, Listener, RunManifest, RunRecord, ignore
 from wsi_stain.slides.image import SlideSource
-from wsi_stain.slides.mask import find_tissue
+from wsi_stain.slides.tissue import find_tissue
 from wsi_stain.write.annotations import TileRow, read_flagged
 from wsi_stain.write.overview import HeFolder, HeRecord, keep_he
 from wsi_stain.write.validate import Expected, Validation, validate

@@ -27,7 +27,7 @@ from wsi_stain.slides.projection import PlanLimits, check
 from wsi_stain.slides.store import PatchStore
 from wsi_stain.stages.keys import he_key
 from wsi_stain.stages.run import Run, one_at_a_time
-from wsi_stain.translate.bundle import count_cuda_devices
+from wsi_stain.translate.task import cuda_here
 
 RECORDED = ("device", "workers", "executor", "memory_limit_mb", "attempts")
 
@@ -143,5 +143,5 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 
 
 def cuda_devices(config: ClusterConfig) -> int:
-    """Count the CUDA devices a run may use, as torch sees them."""
-    return count_cuda_devices(config.device)
+    """Count the CUDA devices a run may use, see `cuda_here`."""
+    return cuda_here(config.device)

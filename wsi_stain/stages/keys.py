@@ -13,12 +13,11 @@ import msgspec
 
 from wsi_stain.bundles import bundle_digest, find_bundle
 from wsi_stain.config import RunConfig
-from wsi_stain.executor import Device
 from wsi_stain.planning import SlidePlan
 from wsi_stain.stain.start import COLOR_VERSION
 from wsi_stain.stain.tile_scores import SCORES_VERSION
-from wsi_stain.translate.bundle import dtype_on
 from wsi_stain.translate.fit import ColorFit
+from wsi_stain.translate.task import Arithmetic
 
 __all__ = ["digest", "he_key", "ihc_key"]
 
@@ -33,7 +32,7 @@ def he_key(plan: SlidePlan) -> str:
     return digest(plan.source.digest, plan.grid.digest, plan.source.mpp_l0)
 
 
-def ihc_key(plan: SlidePlan, color: ColorFit, config: RunConfig, device: Device) -> str:
+def ihc_key(plan: SlidePlan, color: ColorFit, config: RunConfig, there: Arithmetic) -> str:
     """Identify IHC shards: H&E, color fit, model, how it runs, seed, arithmetic, scores."""
     return digest(
         he_key(plan),
@@ -41,8 +40,7 @@ def ihc_key(plan: SlidePlan, color: ColorFit, config: RunConfig, device: Device)
         bundle_digest(find_bundle(config.bundle)),
         msgspec.to_builtins(config.sample),
         config.seed,
-        device,
-        dtype_on(device),
+        *there,
         SCORES_VERSION,
         COLOR_VERSION,
     )

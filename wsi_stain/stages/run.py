@@ -16,7 +16,7 @@ from typing import Any
 from wsi_stain.bundles import name_anywhere
 from wsi_stain.config import RunConfig
 from wsi_stain.errors import OutputError
-from wsi_stain.executor import Device, Done, Executor, Step
+from wsi_stain.executor import Done, Executor, Step
 from wsi_stain.geometry import Region
 from wsi_stain.layout import RunFiles
 from wsi_stain.manifest import Event, Listener, RunManifest
@@ -31,9 +31,8 @@ from wsi_stain.stages.picture import PictureWriter
 from wsi_stain.stages.tiles import flag_texts, read_scores, slide_sd, summarize
 from wsi_stain.stages.tiles import write_table as write_scores
 from wsi_stain.stain.spread import OD_PER_LEVEL
-from wsi_stain.translate.bundle import device_kind
 from wsi_stain.translate.fit import ColorFit
-from wsi_stain.translate.worker import ShardReport, TranslateTask
+from wsi_stain.translate.task import Arithmetic, ShardReport, TranslateTask, arithmetic
 from wsi_stain.write.annotations import annotate_run
 from wsi_stain.write.uncertainty import write_uncertainty
 from wsi_stain.write.validate import Expected, Validation, validate
@@ -72,7 +71,8 @@ class Run:
         for text in (*self.plan.source.notes, *color.notes):
             self.remark(text)
         self.manifest.record(stain=color.numbers())
-        steps = self._steps(color, executor.device)
+        there = executor.ask(arithmetic, self.config.cluster.device)
+        steps = self._steps(color, there)
         bars = {step.name: _Progress(self, step) for step in steps}
         rows_px = self.plan.grid.scale.size_out.height_px
         self.manifest.stage_started("write", total=rows_px)
@@ -216,14 +216,14 @@ class Run:
         spread = f"sd of DAB OD {found['dab_sd']} over {found['seeds']} seeds"
         return f"{spread}; {self.files.uncertainty}"
 
-    def _steps(self, color: ColorFit, device: Device | None) -> tuple[Step, Step]:
+    def _steps(self, color: ColorFit, there: Arithmetic) -> tuple[Step, Step]:
         """Settle what is pending, in the order of a shard's way.
 
-        Workers may be elsewhere: they are told whole paths, and one kind of device for all shards.
+        Workers may be elsewhere: they are told whole paths, and one kind of device for all shards,
+        that of the worker that was asked.
         """
         config = self.config
-        device = device or device_kind(config.cluster.device)
-        key = ihc_key(self.plan, color, config, device)
+        key = ihc_key(self.plan, color, config, there)
         store = self.files.store.absolute()
         translate = TranslateTask(
             store=store,
@@ -233,7 +233,7 @@ class Run:
             white=color.white,
             map_scale=color.map_scale,
             seed=config.seed,
-            device=device,
+            device=there.device,
             key=key,
         )
         fill = FillTask(self.plan.source, store, self.he_key)

@@ -17,9 +17,9 @@ from wsi_stain.errors import ConfigError
 from wsi_stain.geometry import choose_scale
 from wsi_stain.slides.fill import read_tiles
 from wsi_stain.slides.image import SlideSource
-from wsi_stain.slides.mask import find_tissue
 from wsi_stain.slides.plan import TileGrid, plan_tiles
 from wsi_stain.slides.store import PatchStore
+from wsi_stain.slides.tissue import find_tissue
 from wsi_stain.stain.white import WhitePoint, estimate_white
 
 __all__ = ["SlideFields", "read_fields"]

@@ -19,7 +19,6 @@ from wsi_stain.stain.doubt import doubt_he
 from wsi_stain.stain.normalize import StainTransform, fit_stain
 from wsi_stain.stain.start import StartTransform, fit_nuclei_start, fit_start
 from wsi_stain.stain.white import WhitePoint
-from wsi_stain.translate.worker import measure_map_scale
 
 __all__ = ["ColorFit", "fit_pictures", "map_looked_at"]
 
@@ -98,7 +97,11 @@ def fit_pictures(
     if glass.origin == "background":
         notes.append(f"Little bare glass in view: white {glass.rgb} is the file's own background.")
     map_kind = map_looked_at(spec, sample)
-    map_scale = None if map_kind is None else measure_map_scale(start, he, tissue, map_kind)
+    map_scale = None
+    if map_kind is not None:
+        from wsi_stain.translate.maps import measure_map_scale
+
+        map_scale = measure_map_scale(start.apply(he), tissue, map_kind)
     return ColorFit(glass.rgb, stain, start, map_scale, tuple(notes))
 
 

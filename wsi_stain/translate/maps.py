@@ -6,10 +6,14 @@ In: pictures. Out: maps of their shape. Not here: what is asked of maps (`guidan
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
 
-__all__ = ["blur", "gradient_map", "sobel"]
+from wsi_stain.translate.pixels import to_model
+
+__all__ = ["blur", "gradient_map", "measure_map_scale", "sobel"]
 
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -68,3 +72,24 @@ def blur(maps: torch.Tensor, sd_px: float) -> torch.Tensor:
     rows = F.conv2d(padded, kernel.view(1, 1, 1, -1).expand(n, 1, 1, -1), groups=n)
     smooth = F.conv2d(rows, kernel.view(1, 1, -1, 1).expand(n, 1, -1, 1), groups=n)
     return smooth.view(maps.shape)
+
+
+def measure_map_scale(pictures: NDArray[np.uint8], tissue: NDArray[np.bool_], kind: str) -> float:
+    """Measure a slide's scale of the gradient map: its 99th percentile over tissue.
+
+    Parameters
+    ----------
+    pictures
+        Start images of sample patches of the slide, uint8 (n, t, t, 3).
+    tissue
+        Tissue pixels of those patches, bool (n, t, t).
+    kind
+        Gradient map, see `gradient_map`.
+
+    Returns
+    -------
+    float
+        Positive; the map divided by it is about 0..1.
+    """
+    strengths = gradient_map(to_model(pictures), kind)[:, 0].numpy()
+    return max(1e-3, float(np.percentile(strengths[tissue], 99.0)))

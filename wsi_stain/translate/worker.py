@@ -1,41 +1,36 @@
 """Room 3 of 4: one process, one device. A shard of H&E patches in, a shard of IHC patches out.
 
-In: shard numbers; everything else is in the frozen task. Out: tiles and their scores in the store,
-a short report. Not here: scheduling, colour fits, the grid's making, limits of the scores.
+In: shard numbers; everything else is in the frozen task (`task`). Out: tiles and their scores in
+the store, a short report. Not here: scheduling, color fits, the grid's making, limits of scores.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wsi_stain.config import SampleConfig, resolve_sampling
+from wsi_stain.config import resolve_sampling
 from wsi_stain.slides.store import PatchStore
 from wsi_stain.stain.density import lay_glass
 from wsi_stain.stain.spread import DabSpread, spread_levels
-from wsi_stain.stain.start import StartTransform
 from wsi_stain.stain.tile_scores import TileJudge
 from wsi_stain.translate.bundle import ModelBundle, load_bundle, pick_device
 from wsi_stain.translate.headroom import Headroom
-from wsi_stain.translate.maps import gradient_map
 from wsi_stain.translate.noise import NoiseField
 from wsi_stain.translate.pixels import to_model, to_rgb
 from wsi_stain.translate.sampler import Noise, Sampler
+from wsi_stain.translate.task import ShardReport, TranslateTask
 
 __all__ = [
-    "ShardReport",
-    "TranslateTask",
     "Translation",
     "choose_batch",
-    "measure_map_scale",
     "resolve_sampling",
+    "translate_shard",
     "translate_tiles",
 ]
 
@@ -45,75 +40,27 @@ BATCH_TILES = {"cpu": 4, "cuda": 64}
 SEEDS = 2**31  # there are so many; after the last comes the first
 
 
-@dataclass(frozen=True)
-class ShardReport:
-    """What a worker says about a finished shard."""
-
-    n_tiles: int
-    seconds: float
-    device: str
-    dtype: str
-    asked_tiles: int = 0  # a batch
-    batch_tiles: int = 0  # fewer than that where memory ran out
-
-
-@dataclass(frozen=True)
-class TranslateTask:
-    """Everything a worker needs to translate any shard of one slide; sent to each worker once.
-
-    Attributes
-    ----------
-    store
-        Path of the patch store.
-    bundle
-        Bundle folder or name.
-    sample
-        Solver and guidance settings.
-    start
-        Slide-level start-image transform.
-    white
-        The slide's glass, grey levels; the glass mask is measured against it.
-    map_scale
-        99th percentile of the slide's gradient map; none where no term looks at the map.
-    seed
-        Run seed of the noise field.
-    device
-        "auto", "cuda" or "cpu".
-    key
-        Identity of the work: goes into the done marker of each shard.
-    """
-
-    store: Path
-    bundle: str
-    sample: SampleConfig
-    start: StartTransform
-    white: tuple[float, float, float]
-    map_scale: float | None
-    seed: int
-    device: str
-    key: str
-
-    def __call__(self, shard: int) -> ShardReport:
-        """Translate one shard and mark it done."""
-        began = time.monotonic()
-        bundle = _bundle(self.bundle, self.device)
-        store = PatchStore.open(self.store)
-        numbers = store.grid.shard(shard)
-        places = np.array([store.grid.region_out(i)[:2] for i in numbers], dtype=np.int64)
-        he = store.read("he", shard)
-        asked = choose_batch(self.sample.batch_tiles, bundle.device, store.grid.shard_tiles)
-        headroom = _headroom(self.bundle, self.device, asked)
-        made = translate_tiles(bundle, self, he, places, headroom)
-        judge = TileJudge(self.start.stain, bundle.spec.color, store.grid.scale.mpp_out)
-        sds = [None] * len(he) if made.sd is None else made.sd
-        scores = [judge.score(*tile) for tile in zip(he, made.bare, made.ihc, sds, strict=True)]
-        # In this order: a shard of `ihc` that is done has its spread.
-        if made.sd is not None:
-            store.write("sd", shard, spread_levels(made.sd)[..., None], self.key)
-        store.write("ihc", shard, made.ihc, self.key, facts=scores)
-        seconds = time.monotonic() - began
-        device, dtype = str(bundle.device), str(bundle.dtype)
-        return ShardReport(len(he), seconds, device, dtype, asked, headroom.batch_tiles)
+def translate_shard(task: TranslateTask, shard: int) -> ShardReport:
+    """Translate one shard of a slide and mark it done."""
+    began = time.monotonic()
+    bundle = _bundle(task.bundle, task.device)
+    store = PatchStore.open(task.store)
+    numbers = store.grid.shard(shard)
+    places = np.array([store.grid.region_out(i)[:2] for i in numbers], dtype=np.int64)
+    he = store.read("he", shard)
+    asked = choose_batch(task.sample.batch_tiles, bundle.device, store.grid.shard_tiles)
+    headroom = _headroom(task.bundle, task.device, asked)
+    made = translate_tiles(bundle, task, he, places, headroom)
+    judge = TileJudge(task.start.stain, bundle.spec.color, store.grid.scale.mpp_out)
+    sds = [None] * len(he) if made.sd is None else made.sd
+    scores = [judge.score(*tile) for tile in zip(he, made.bare, made.ihc, sds, strict=True)]
+    # In this order: a shard of `ihc` that is done has its spread.
+    if made.sd is not None:
+        store.write("sd", shard, spread_levels(made.sd)[..., None], task.key)
+    store.write("ihc", shard, made.ihc, task.key, facts=scores)
+    seconds = time.monotonic() - began
+    device, dtype = str(bundle.device), str(bundle.dtype)
+    return ShardReport(len(he), seconds, device, dtype, asked, headroom.batch_tiles)
 
 
 class Translation(NamedTuple):
@@ -238,28 +185,3 @@ def _remembered(field: NoiseField, places: torch.Tensor, size_px: int) -> Noise:
         return field.at(places, step, size_px)
 
     return noise
-
-
-def measure_map_scale(
-    start: StartTransform, he: Tiles, tissue: NDArray[np.bool_], kind: str
-) -> float:
-    """Measure the slide's scale of the gradient map: its 99th percentile over tissue.
-
-    Parameters
-    ----------
-    start
-        Slide-level start-image transform.
-    he
-        Sample patches of the slide, uint8 (n, t, t, 3).
-    tissue
-        Tissue pixels of those patches, bool (n, t, t).
-    kind
-        Gradient map, see `gradient_map`.
-
-    Returns
-    -------
-    float
-        Positive; the map divided by it is about 0..1.
-    """
-    strengths = gradient_map(to_model(start.apply(he)), kind)[:, 0].numpy()
-    return max(1e-3, float(np.percentile(strengths[tissue], 99.0)))
