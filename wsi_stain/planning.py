@@ -56,7 +56,7 @@ ROAD_S = 0.15  # per megapixel: reading, start image, glass, storing
 WORKER_BYTES = 900 * 2**20
 COST_OF_SEEDS = "each translates every tile, the time is that of all"
 LARGEST_SHARD_TILES = 64
-FEWEST_SHARDS = 16
+FEWEST_SHARDS = 32
 
 
 @dataclass(frozen=True)

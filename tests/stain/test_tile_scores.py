@@ -125,3 +125,9 @@ def test_strongest_mean_takes_a_tenth() -> None:
     values = np.random.default_rng(0).permutation(np.arange(100.0)).reshape(10, 10)
     assert strongest_mean(values) == pytest.approx(np.arange(90, 100).mean())
     assert strongest_mean(np.array([3.0])) == 3.0
+    every_17th = np.zeros(17 * 1000, np.float32)
+    every_17th[::17] = 1.0  # a sample would see nothing else
+    ties = np.random.default_rng(1).integers(0, 9, (64, 64)).astype(np.float32)
+    for odd in (every_17th, ties, np.full(50, 2.0)):
+        tenth = np.sort(odd.ravel())[-round(0.1 * odd.size) :]
+        assert strongest_mean(odd) == pytest.approx(float(tenth.mean(dtype=np.float64)))

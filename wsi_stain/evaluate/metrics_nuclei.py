@@ -187,9 +187,13 @@ def find_nuclei(rgb: Rgb8, mpp: float, white: ArrayLike = _SATURATED) -> Nuclei:
     kept = _apart(_candidates(np.maximum(red, 0.0), mpp), rgb.shape[:2], mpp)
     dab = stain_densities(rgb, white)[..., 1]
     clear = dab - _haze(dab, mpp)
-    means = [_disk_mean(clear, x, y, INNER * radius / mpp) for x, y, radius in kept]
     table = np.asarray(kept, np.float32).reshape(-1, 3)
-    return Nuclei(table[:, :2].astype(np.int32), table[:, 2], np.asarray(means, np.float32))
+    xy_px, radius_um = table[:, :2].astype(np.int32), table[:, 2]
+    means = np.empty(len(kept), np.float32)
+    for radius in RADII_UM:
+        those = radius_um == np.float32(radius)
+        means[those] = _disk_means(clear, xy_px[those], INNER * radius / mpp)
+    return Nuclei(xy_px, radius_um, means)
 
 
 def index_agreement(outputs: Sequence[float], references: Sequence[float]) -> IndexAgreement:
@@ -261,12 +265,16 @@ def _haze(dab: Floats, mpp: float) -> Floats:
     return np.asarray(np.minimum(haze, np.float32(MOST_HAZE_OD)), np.float32)
 
 
-def _disk_mean(picture: Floats, x: int, y: int, radius_px: float) -> float:
+def _disk_means(picture: Floats, xy_px: NDArray[np.int32], radius_px: float) -> Floats:
+    """Average over disks of one radius, over those parts of them that lie in the picture."""
     reach = int(radius_px)
-    top, left = max(0, y - reach), max(0, x - reach)
-    part = picture[top : y + reach + 1, left : x + reach + 1]
-    ys, xs = np.ogrid[top - y : top - y + part.shape[0], left - x : left - x + part.shape[1]]
-    return float(part[ys * ys + xs * xs <= radius_px * radius_px].mean())
+    dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    in_disk = dy * dy + dx * dx <= radius_px * radius_px
+    x, y = (xy_px[:, axis, None] + offset[in_disk] for axis, offset in enumerate((dx, dy)))
+    there = (y >= 0) & (y < picture.shape[0]) & (x >= 0) & (x < picture.shape[1])
+    values = picture[np.where(there, y, 0), np.where(there, x, 0)]
+    sums = np.sum(values, axis=1, where=there, dtype=np.float64)
+    return np.asarray(sums / there.sum(axis=1), np.float32)
 
 
 def _icc(table: NDArray[np.float64]) -> float:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,22 +182,28 @@ def _build(
     shutil.copytree(HERE / "assets", folder / "assets")
     he = kept.record()
     whites = Whites.recorded(record.stain)
-    with SlideSource.open(files.output, mpp=he.mpp_out) as source:
-        if source.size_l0 != he.size_out:
-            raise OutputError(f"{files.output} is {source.size_l0}; the run planned {he.size_out}.")
-        fields = _write_fields(source, kept, he, whites, folder)
-        pictures = Pictures(kept.overview(), source.thumbnail(he.mpp_out * he.reduction))
-        measured = read_numbers(files.output, source.digest)
-        uncertainty = open_uncertainty(source)
-    if pictures.he.shape != pictures.ihc.shape:
-        raise OutputError(
-            f"H&E overview {pictures.he.shape} and output {pictures.ihc.shape} differ in size.",
-            hint="Give the slide again: wsi-stain report RUN --slide SLIDE",
-        )
-    cell_px = max(LEAST_CELL_PX, CELL_PX // he.reduction)
-    doubts, n_cells = find_doubts(pictures.he, pictures.ihc, whites, cell_px)
+    with ThreadPoolExecutor(available_cores()) as pool:
+        with SlideSource.open(files.output, mpp=he.mpp_out) as source:
+            if source.size_l0 != he.size_out:
+                raise OutputError(
+                    f"{files.output} is {source.size_l0}; the run planned {he.size_out}."
+                )
+            writing = _begin_fields(pool, source, kept, he, whites, folder)
+            pictures = Pictures(kept.overview(), source.thumbnail(he.mpp_out * he.reduction))
+            measured = read_numbers(files.output, source.digest)
+            uncertainty = open_uncertainty(source)
+        if pictures.he.shape != pictures.ihc.shape:
+            raise OutputError(
+                f"H&E overview {pictures.he.shape} and output {pictures.ihc.shape} differ in size.",
+                hint="Give the slide again: wsi-stain report RUN --slide SLIDE",
+            )
+        cell_px = max(LEAST_CELL_PX, CELL_PX // he.reduction)
+        doubting = pool.submit(find_doubts, pictures.he, pictures.ihc, whites, cell_px)
+        viewer = _write_pictures(pool, pictures, he, whites, uncertainty, folder)
+        doubts, n_cells = doubting.result()
+        # The least like the H&E first.
+        fields = sorted(writing, key=lambda field: field.numbers.sobel_ssim)
     tiles = read_flagged(files.tile_scores) if files.tile_scores.is_file() else None
-    viewer = _write_pictures(pictures, he, whites, uncertainty, folder)
     viewer["tissue"] = report_pictures.outline_paths(kept.tissue(), he.mask_step)
     viewer["doubts"] = [list(place.box) for place in places(doubts, tiles or (), he)]
     viewer["hot_spot"] = _hot_spot(measured, he.mpp_out)
@@ -251,10 +257,10 @@ def _kept_he(files: RunFiles, record: RunRecord, slide: Path | None) -> HeFolder
     return kept
 
 
-def _write_fields(
-    source: SlideSource, kept: HeFolder, he: HeRecord, whites: Whites, folder: Path
-) -> list[Field]:
-    """Measure and write every field, the least like the H&E first."""
+def _begin_fields(
+    pool: Executor, source: SlideSource, kept: HeFolder, he: HeRecord, whites: Whites, folder: Path
+) -> Iterator[Field]:
+    """Read every field, and have them measured and written; gives them as they are wanted."""
     scale = Scale(1.0, he.mpp_out, he.size_out)
     (folder / "fields").mkdir()
 
@@ -267,9 +273,7 @@ def _write_fields(
         return Field(numbers, *names)
 
     read = [source.read_out(region, scale) for region in he.fields]
-    with ThreadPoolExecutor(available_cores()) as pool:
-        fields = list(pool.map(write_field, itertools.count(), he.fields, read))
-    return sorted(fields, key=lambda field: field.numbers.sobel_ssim)
+    return pool.map(write_field, itertools.count(), he.fields, read)
 
 
 def _hot_spot(measured: Numbers | None, mpp: float) -> list[float] | None:
@@ -281,6 +285,7 @@ def _hot_spot(measured: Numbers | None, mpp: float) -> list[float] | None:
 
 
 def _write_pictures(
+    pool: Executor,
     pictures: Pictures,
     he: HeRecord,
     whites: Whites,
@@ -289,8 +294,9 @@ def _write_pictures(
 ) -> dict[str, Any]:
     """Write tiles and overlays; gives what the viewer must know of them."""
     height_px, width_px = pictures.he.shape[:2]
-    n_levels = report_pictures.write_tiles(pictures.he, folder / "he")
-    report_pictures.write_tiles(pictures.ihc, folder / "ihc")
+    tiles = pool.map(
+        report_pictures.write_tiles, (pictures.he, pictures.ihc), (folder / "he", folder / "ihc")
+    )
     overlay, step = report_pictures.positive_overlay(pictures.ihc, whites.ihc)
     report_pictures.write_png(folder / "positive.png", overlay)
     rasters = [{"name": "positive", "width": overlay.shape[1] * step / width_px}]  # topmost last
@@ -299,6 +305,7 @@ def _write_pictures(
         report_pictures.write_png(folder / "spread.png", spread)
         width = spread.shape[1] * step_l0 / he.size_out.width_px
         rasters.insert(0, {"name": "spread", "width": width})
+    n_levels, _ = tiles
     return {
         "width": width_px,
         "height": height_px,

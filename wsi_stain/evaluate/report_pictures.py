@@ -80,12 +80,12 @@ def write_tiles(picture: Rgb8, folder: Path) -> int:
 
 def write_jpeg(path: Path, pixels: Rgb8) -> None:
     """Write uint8 (h, w, 3) RGB."""
-    _write(path, pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    _write(path, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
 
 
 def write_png(path: Path, rgba: Rgb8) -> None:
     """Write uint8 (h, w, 4) RGBA."""
-    _write(path, rgba[..., [2, 1, 0, 3]], [])
+    _write(path, cv2.cvtColor(rgba, cv2.COLOR_RGBA2BGRA), [])
 
 
 def positive_overlay(ihc: Rgb8, white: ArrayLike) -> tuple[Rgb8, int]:
@@ -114,9 +114,9 @@ def positive_overlay(ihc: Rgb8, white: ArrayLike) -> tuple[Rgb8, int]:
         band = ihc[y_px : y_px + band_px]
         positive = stain_densities(band, white)[..., 1] > POSITIVE_OD
         pad = [(0, -side_px % step) for side_px in positive.shape]
-        cells = np.pad(positive, pad)
-        blocks = cells.reshape(cells.shape[0] // step, step, cells.shape[1] // step, step)
-        share = blocks.mean(axis=(1, 3))
+        cells = np.pad(positive, pad).astype(np.float32)
+        size = (cells.shape[1] // step, cells.shape[0] // step)
+        share = np.asarray(cv2.resize(cells, size, interpolation=cv2.INTER_AREA))
         rgba[y_px // step : y_px // step + len(share), :, 3] = np.rint(255 * share)
     return rgba, step
 
@@ -172,8 +172,8 @@ def _path(points: NDArray[np.float64]) -> str:
     return "M" + "L".join(f"{x:.0f} {y:.0f}" for x, y in points) + "Z"
 
 
-def _write(path: Path, pixels: Rgb8, options: list[int]) -> None:
-    done, data = cv2.imencode(path.suffix, np.ascontiguousarray(pixels), options)
+def _write(path: Path, pixels: cv2.typing.MatLike, options: list[int]) -> None:
+    done, data = cv2.imencode(path.suffix, pixels, options)
     if not done:
         raise OutputError(f"{path} cannot be encoded: {pixels.shape} {pixels.dtype}.")
     path.write_bytes(data.tobytes())

@@ -5,13 +5,15 @@ Room 2 of 4. In: densities, knots, light per channel. Out: OD, grey levels. Not 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_stain.config import Rgb
 
-__all__ = ["follow_curve", "merge_equal", "merge_light", "rise"]
+__all__ = ["follow_curve", "follow_curves", "merge_equal", "merge_light", "rise"]
 
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.float32]
@@ -55,12 +57,20 @@ def follow_curve(
     ndarray
         float32, same shape.
     """
+    return follow_curves(density, curve_in, (curve_out,))[0]
+
+
+def follow_curves(
+    density: Floats, curve_in: tuple[float, ...], curves_out: Sequence[tuple[float, ...]]
+) -> list[Floats]:
+    """Interpolate several curves over the same knots, as `follow_curve` does one."""
     low, high = curve_in[0], curve_in[-1]
-    table = np.interp(np.linspace(low, high, _STEPS), curve_in, curve_out)
+    steps = np.linspace(low, high, _STEPS)
     scale = (_STEPS - 1) / max(high - low, 1e-9)
     index = np.clip((density - low) * scale + 0.5, 0, _STEPS - 1).astype(np.int32)
-    values: Floats = np.take(table.astype(np.float32), index)
-    return values
+    tables = [np.interp(steps, curve_in, values).astype(np.float32) for values in curves_out]
+    # "clip" finds nothing to clip; to raise would cost a second buffer.
+    return [np.take(table, index, mode="clip") for table in tables]
 
 
 def merge_equal(knots: Doubles, values: Doubles) -> tuple[tuple[float, ...], Doubles]:

@@ -235,7 +235,13 @@ def is_stained(rgb: Rgb8, white: ArrayLike, od_limit: float = GLASS_OD) -> NDArr
     ndarray
         bool (...).
     """
-    return _largest(rgb_to_od(rgb, white)) > od_limit
+    if rgb.size == 0:
+        return np.zeros(rgb.shape[:-1], np.bool_)
+    # OD falls as levels rise: of each channel the first that is glass, exactly as the OD says.
+    first_glass = np.count_nonzero(_od_table(white)[0] > od_limit, axis=0).astype(np.float64)
+    line = np.ascontiguousarray(rgb).reshape(-1, 1, 3)
+    glass = cv2.inRange(line, first_glass, np.full(3, 255.0))
+    return np.asarray(glass == 0).reshape(rgb.shape[:-1])
 
 
 def glass_alpha(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from wsi_stain.config import ColorReference, Rgb, Settings
 from wsi_stain.errors import BundleError
-from wsi_stain.stain.curve import follow_curve, merge_equal, rise
+from wsi_stain.stain.curve import follow_curve, follow_curves, merge_equal, rise
 from wsi_stain.stain.density import HDX, as_rgb
 
 __all__ = ["NucleusColors", "fit_nuclei", "nucleus_light"]
@@ -169,7 +169,8 @@ def nucleus_light(densities: Floats, tissue: Floats, colors: NucleusColors) -> l
     Borders are mirrored, so the stain of a nucleus that a picture cuts may depend on the cut:
     where tiles meet they overlap by more than that.
     """
-    own, eosin = densities[..., 0], np.clip(densities[..., 1], 0.0, _MAX_EOSIN)
+    own = np.ascontiguousarray(densities[..., 0])
+    eosin = np.clip(densities[..., 1], 0.0, _MAX_EOSIN)
     begin, end = colors.brown_from
     inside = _inside(own, colors.mpp)
     wideness = rise(_wide(own, colors.mpp), *(share * begin for share in WIDE_SHARES))
@@ -178,18 +179,14 @@ def nucleus_light(densities: Floats, tissue: Floats, colors: NucleusColors) -> l
     blue *= 1.0 - np.float32(WIDE_PALENESS) * wideness
     blue *= blue
     eosin *= eosin
+    browns = follow_curves(own, colors.brown_in, tuple(zip(*colors.brown_od, strict=True)))
     lights = []
-    for blue_per, brown_od, stroma, veil in zip(
-        colors.blue_rgb,
-        zip(*colors.brown_od, strict=True),
-        colors.stroma_rgb,
-        colors.veil_rgb,
-        strict=True,
+    for blue_per, brown, stroma, veil in zip(
+        colors.blue_rgb, browns, colors.stroma_rgb, colors.veil_rgb, strict=True
     ):
         # Stroma lies beside the nuclei and not over them: the larger of both prevails.
         pale = np.float32(blue_per**2) * blue + np.float32(stroma**2) * eosin
         beside = np.sqrt(pale + np.float32(veil**2))
-        brown = follow_curve(own, colors.brown_in, brown_od)
         od = (beside + brownness * (brown - beside)) * tissue
         lights.append(np.exp(-od))
     return lights
@@ -229,7 +226,7 @@ def _inside(density: Floats, mpp: float) -> Floats:
         own /= np.float32(RIM_SHARE)
         for number in range(reach_px):
             near = cv2.dilate(heart, steps[number % 2])
-            np.copyto(heart, near, where=own >= near)
+            cv2.copyTo(near, cv2.compare(own, near, cv2.CMP_GE), heart)
         hearts.append(heart)
     return np.asarray(hearts, dtype=np.float32).reshape(density.shape)
 

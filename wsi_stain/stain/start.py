@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wsi_stain.config import ColorReference, Rgb, Settings, StartImage
 from wsi_stain.errors import BundleError, ConfigError, NoTissueError
-from wsi_stain.stain.curve import follow_curve, merge_equal, merge_light
+from wsi_stain.stain.curve import follow_curve, follow_curves, merge_equal, merge_light
 from wsi_stain.stain.density import as_rgb, glass_alpha, is_stained, render_od
 from wsi_stain.stain.normalize import MIN_STAINED_PX, StainTransform
 from wsi_stain.stain.nuclei import NucleusColors, fit_nuclei, nucleus_light
@@ -108,9 +108,10 @@ class StartTransform(Settings, frozen=True, kw_only=True):
 
     def _render_ranked(self, densities: Floats, tissue: Floats) -> Rgb8:
         eosin = np.clip(densities[..., 1], 0.0, _MAX_EOSIN)
+        channels = tuple(zip(*self.curve_rgb, strict=True))
+        ods = follow_curves(densities[..., 0], self.curve_in, channels)
         lights = []
-        for knots, stroma in zip(zip(*self.curve_rgb, strict=True), self.stroma_rgb, strict=True):
-            od = follow_curve(densities[..., 0], self.curve_in, knots)
+        for od, stroma in zip(ods, self.stroma_rgb, strict=True):
             od += np.float32(stroma) * eosin
             od *= tissue
             lights.append(np.exp(-od))

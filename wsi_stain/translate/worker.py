@@ -156,7 +156,8 @@ def _translate_batch(
     places_xy: NDArray[np.int64],
 ) -> Translation:
     """Translate one batch with every seed; only the first picture is kept."""
-    start = task.start.apply(he)
+    # One by one: the planes of a tile fit a core's cache, those of a batch do not.
+    start = np.stack([task.start.apply(tile) for tile in he])
     x_0, source = to_model(start, bundle.device), to_model(he, bundle.device)
     places = torch.from_numpy(places_xy).to(bundle.device)
 

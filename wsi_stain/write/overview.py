@@ -125,13 +125,15 @@ class HeFolder:
             cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
             cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
         ]
-        _encode_to(self.path / "overview.jpg", overview[..., ::-1], quality)
+        bgr = np.asarray(cv2.cvtColor(overview, cv2.COLOR_RGB2BGR), np.uint8)
+        _encode_to(self.path / "overview.jpg", bgr, quality)
         _encode_to(self.path / "tissue.png", tissue.astype(np.uint8) * np.uint8(255), [])
         atomic_write_bytes(self._record_path, _encode_record(record))
 
     def write_field(self, number: int, pixels: Pixels) -> None:
         """Write a field, uint8 (h, w, 3) RGB."""
-        _encode_to(self._field_path(number), pixels[..., ::-1], [])
+        bgr = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), np.uint8)
+        _encode_to(self._field_path(number), bgr, [])
 
     @property
     def _record_path(self) -> Path:
