@@ -427,7 +427,7 @@ def test_spread_of_two_seeds_is_that_of_two_runs_also_when_stopped(
     table = result.files.tile_scores.read_text().splitlines()
     assert float(table[1].split(",")[-2]) == pytest.approx(direct.mean(), rel=0.3)
     # A damaged spread is made again with its shard.
-    shard = next((store.path / "sd" / "c").rglob("0/0/0/0"))
+    shard = store.path / "sd" / "c.0.0.0.0"
     before = result.files.uncertainty.read_bytes()
     shard.write_bytes(shard.read_bytes()[:-1000] + bytes(1000))
     again = settings(tiny_net_bundle, seed=4, sample__seeds=2, write__overwrite=True, **flags)

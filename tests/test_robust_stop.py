@@ -207,9 +207,9 @@ def test_damaged_and_lost_shards_are_found_and_made_again(
     with pytest.raises(Stop):
         translate_slide(slide, tmp_path, config, listener=stop_at("translate", "finish"))
     store = RunFiles.of(tmp_path, slide, "Test").store
-    os.truncate(store / "he/c/0/0/0/0", 1000)
-    (store / "he/c/1/0/0/0").unlink()
-    with (store / "ihc/c/2/0/0/0").open("r+b") as file:
+    os.truncate(store / "he/c.0.0.0.0", 1000)
+    (store / "he/c.1.0.0.0").unlink()
+    with (store / "ihc/c.2.0.0.0").open("r+b") as file:
         file.write(bytes(500))
     (store / "done/ihc/000003.json").write_text("{")
     (store / "ihc/zarr.json").write_text("{}")

@@ -47,7 +47,7 @@ def _full(path: Path, grid: TileGrid) -> PatchStore:
 
 
 def _shard_file(path: Path, shard: int) -> Path:
-    return path / f"he/c/{shard}/0/0/0"
+    return path / f"he/c.{shard}.0.0.0"
 
 
 def test_read_gives_what_was_written_when_last_shard_is_short(tmp_path: Path) -> None:
@@ -60,6 +60,11 @@ def test_read_gives_what_was_written_when_last_shard_is_short(tmp_path: Path) ->
     for index in range(10):
         expected = _tiles(index // 4, grid)[index % 4]
         assert np.array_equal(store.read_tile("he", index), expected)
+    in_order = store.tiles_in_order("he")
+    for index in (0, 3, 4, 9, 1):  # in any other order, too
+        assert np.array_equal(in_order(index), store.read_tile("he", index))
+    with pytest.raises(IndexError, match="shard 3 of 3"):
+        in_order(12)
     assert store.pending("he", KEY, verify=True) == []
     assert store.pending("ihc", KEY) == [0, 1, 2]
 
@@ -70,7 +75,10 @@ def test_shard_is_one_file_of_raw_tiles(tmp_path: Path) -> None:
     tile_bytes = 32 * 32 * 3
     size_bytes = _shard_file(tmp_path / "s", 0).stat().st_size
     assert 4 * tile_bytes <= size_bytes <= 4 * (tile_bytes + 32)
-    assert len([file for file in (tmp_path / "s/he/c").rglob("*") if file.is_file()]) == 3
+    assert sorted(entry.name for entry in (tmp_path / "s/he").iterdir()) == [
+        *(_shard_file(tmp_path, shard).name for shard in range(3)),
+        "zarr.json",
+    ]
 
 
 def test_black_tiles_are_written_when_they_equal_the_fill_value(tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ class PictureWriter:
     def __init__(self, run: Run) -> None:
         self.gate = Gate()
         self._run = run
+        self._read = run.store.tiles_in_order("ihc")
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="picture")
         self._done: Future[float] | None = None
 
@@ -165,7 +166,7 @@ class PictureWriter:
 
     def _tile(self, index: int) -> NDArray[np.uint8]:
         self.gate.wait(index // self._run.plan.grid.shard_tiles)
-        return self._run.store.read_tile("ihc", index)
+        return self._read(index)
 
 
 def white_level(spec: BundleSpec) -> tuple[int, int, int]:

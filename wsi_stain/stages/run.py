@@ -136,7 +136,7 @@ class Run:
         write_uncertainty(
             path,
             grid,
-            lambda index: self.store.read_tile("sd", index),
+            self.store.tiles_in_order("sd"),
             self.config.write,
             name=f"{self.files.name}, uncertainty",
             seeds=seeds,
