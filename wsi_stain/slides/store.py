@@ -168,7 +168,8 @@ class PatchStore:
 
         def tile(index: int) -> Pixels:
             shard, place = divmod(index, self.grid.shard_tiles)
-            return read(shard)[place]
+            pixels: Pixels = read(shard)[place]
+            return pixels
 
         return tile
 
