@@ -207,16 +207,16 @@ def bench_terms(ruler: Ruler, bundle: ModelBundle, batch: Batch) -> None:
     assert bundle.score is not None
     score, schedule = bundle.score, Schedule.of(bundle.spec)
     alpha, sigma = float(schedule.alpha[LOW_STEP]), float(schedule.sigma[LOW_STEP])
-    ones = torch.ones(len(batch.x_0), device=bundle.device)
+    ones = torch.ones(1, device=bundle.device)
     y_t = alpha * batch.x_0 + sigma * batch.noise(0)
     y0_hat = score.denoise(y_t, alpha * ones, sigma * ones)
     state = StepState(
         t=LOW_STEP,
         y_t=y_t,
-        eps=(y_t - alpha * y0_hat) / sigma,
         y0_hat=y0_hat,
         start=batch.x_0,
         edges=edge_map(batch.x_0),
+        draw_eps=lambda: (y_t - alpha * y0_hat) / sigma,
         draw_x_t=lambda: y_t,
         draw_g_t=lambda: gradient_map(y_t, "sobel", 0.3),
     )

@@ -19,7 +19,7 @@ def _not_asked_for() -> torch.Tensor:
 
 def _state(y0_hat: torch.Tensor, start: torch.Tensor, t: int = 80) -> StepState:
     edges = y0_hat[:, :1]
-    return StepState(t, y0_hat, y0_hat, y0_hat, start, edges, _not_asked_for, _not_asked_for)
+    return StepState(t, y0_hat, y0_hat, start, edges, *3 * (_not_asked_for,))
 
 
 def _moved(y0_hat: torch.Tensor, start: torch.Tensor, pull: float, t: int = 80) -> torch.Tensor:

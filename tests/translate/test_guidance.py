@@ -40,10 +40,10 @@ def _state(t: int, size_px: int = 96, n: int = 1) -> StepState:
     return StepState(
         t=t,
         y_t=_randn(*shape, seed=1),
-        eps=_randn(*shape, seed=2),
         y0_hat=0.3 * _randn(*shape, seed=3),
         start=0.3 * _randn(*shape, seed=7),
         edges=_randn(n, 1, size_px, size_px, seed=6).abs(),
+        draw_eps=lambda: _randn(*shape, seed=2),
         draw_x_t=lambda: _randn(*shape, seed=4),
         draw_g_t=lambda: _randn(n, 1, size_px, size_px, seed=5).abs(),
     )

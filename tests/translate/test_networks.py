@@ -50,6 +50,25 @@ def test_noise_prediction_is_the_inner_net_when_not_preconditioned(schedule: Sch
     torch.testing.assert_close(y0_hat, (y_t - sigma * eps) / alpha, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("norm", ["position", "group"])
+def test_one_level_for_all_is_the_level_of_each(
+    norm: Literal["position", "group"], schedule: Schedule
+) -> None:
+    torch.manual_seed(0)
+    net = ScoreNet(structs.replace(SPEC, norm=norm))
+    with torch.no_grad():
+        for weights in net.parameters():
+            weights.add_(0.05 * torch.randn_like(weights))
+    y_t = torch.randn(3, 3, 32, 32)
+    one, each = _levels(schedule, 80), _levels(schedule, 80, 80, 80)
+    learning = net.denoise(y_t, *one)
+    gradients = torch.autograd.grad(learning.square().mean(), list(net.parameters()))
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    with torch.no_grad():
+        for levels in (one, each):
+            torch.testing.assert_close(net.denoise(y_t, *levels), learning.detach())
+
+
 def test_position_norm_equals_the_formula_when_weighted() -> None:
     norm = PositionNorm(7)
     with torch.no_grad():

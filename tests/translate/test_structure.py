@@ -40,7 +40,7 @@ def _picture(seed: int = 0, size_px: int = 64) -> torch.Tensor:
 
 
 def _state(y0_hat: torch.Tensor, edges: torch.Tensor, t: int = 80) -> StepState:
-    return StepState(t, y0_hat, y0_hat, y0_hat, y0_hat, edges, _not_asked_for, _not_asked_for)
+    return StepState(t, y0_hat, y0_hat, y0_hat, edges, *3 * (_not_asked_for,))
 
 
 def _not_asked_for() -> torch.Tensor:

@@ -55,22 +55,27 @@ class StepState:
     ----------
     t
         Noise level.
-    y_t, eps, y0_hat
-        Current picture, predicted noise, clean estimate: float32 (B, 3, H, W).
+    y_t, y0_hat
+        Current picture, clean estimate: float32 (B, 3, H, W).
     start, edges
         Start image x'_0, (B, 3, H, W); clean edge map of the H&E, (B, 1, H, W).
-    draw_x_t, draw_g_t
-        Give `x_t` and `g_t`, which few terms look at, when asked.
+    draw_eps, draw_x_t, draw_g_t
+        Give `eps`, `x_t` and `g_t`, which few terms look at, when asked.
     """
 
     t: int
     y_t: torch.Tensor
-    eps: torch.Tensor
     y0_hat: torch.Tensor
     start: torch.Tensor
     edges: torch.Tensor
+    draw_eps: Callable[[], torch.Tensor]
     draw_x_t: Callable[[], torch.Tensor]
     draw_g_t: Callable[[], torch.Tensor]
+
+    @functools.cached_property
+    def eps(self) -> torch.Tensor:
+        """Predicted noise, (B, 3, H, W)."""
+        return self.draw_eps()
 
     @functools.cached_property
     def x_t(self) -> torch.Tensor:
@@ -308,8 +313,8 @@ class Sum:
 
     def __call__(self, state: StepState) -> torch.Tensor:
         """Give the sum of the terms' gradients."""
-        nothing = torch.zeros_like(state.y_t)
-        return functools.reduce(torch.add, (term(state) for term in self.terms), nothing)
+        gradients = [term(state) for term in self.terms]
+        return functools.reduce(torch.add, gradients) if gradients else torch.zeros_like(state.y_t)
 
 
 def roll_offsets(side: int, n: int, reach: int = 6) -> list[tuple[int, int]]:

@@ -30,7 +30,7 @@ class Denoiser(Protocol):
     """Whatever estimates the clean picture; `ScoreNet.denoise` is one."""
 
     def __call__(self, y_t: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """Map y_t (B, 3, H, W) and the schedule (B,) to y0_hat."""
+        """Map y_t (B, 3, H, W) and the schedule (B,), or (1,) for all, to y0_hat."""
         ...
 
 
@@ -266,12 +266,12 @@ class Sampler:
         if self.solver.order == 2 and previous is not None and math.isfinite(move.h):
             bend = 0.5 * move.h / h_previous
             estimate = torch.lerp(previous, y0_hat, 1.0 + bend)
-        return move.keep * y_t + move.pull * estimate
+        return torch.add(move.keep * y_t, estimate, alpha=move.pull)
 
     def clean_estimate(self, y_t: torch.Tensor, t: int, s: int, view: View) -> torch.Tensor:
         """Estimate y_0 at level t, shifted by the energy's gradient, in [-1, 1]."""
         alpha, sigma = float(self.schedule.alpha[t]), float(self.schedule.sigma[t])
-        ones = torch.ones(len(y_t), device=y_t.device)
+        ones = torch.ones(1, device=y_t.device)
         y0_hat = self.look(y_t, alpha * ones, sigma * ones, view)
         view.seen.add(y0_hat, t, self.net_name)
         if self.guidance is None:
@@ -279,16 +279,16 @@ class Sampler:
         state = StepState(
             t=t,
             y_t=y_t,
-            eps=(y_t - alpha * y0_hat) / sigma,
             y0_hat=y0_hat,
             start=view.x_0,
             edges=view.edges,
+            draw_eps=lambda: (y_t - alpha * y0_hat) / sigma,
             draw_x_t=lambda: alpha * view.x_0 + sigma * view.noise(START_NOISE_STEP),
             draw_g_t=lambda: self._map(view, t),
         )
         gradient = clip_gradient(self.guidance(state), self.spec, sigma)
         view.seen.add(gradient, t, "guidance")
-        return (y0_hat + self._shift(t, s) * gradient).clamp(-1.0, 1.0)
+        return torch.add(y0_hat, gradient, alpha=self._shift(t, s)).clamp_(-1.0, 1.0)
 
     def look(
         self, y_t: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor, view: View
