@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 
 from wsi_stain.cluster.address import address_crew
 from wsi_stain.cluster.crew import GPU, Crew, Places, workers_for
+from wsi_stain.cluster.heaps import share_heaps
 from wsi_stain.cluster.local import local_crew
 from wsi_stain.cluster.machine import available_cores, count_workers, visible_devices
 from wsi_stain.cluster.parcels import Parcels, open_parcels, run_shard
@@ -30,6 +31,7 @@ __all__ = [
     "open_crew",
     "open_parcels",
     "run_shard",
+    "share_heaps",
     "visible_devices",
     "workers_for",
 ]

@@ -103,8 +103,10 @@ def batch(**options: Any) -> None:
 
 def _work(jobs: list[Job], orders: Orders, *, quiet: bool, as_json: bool) -> None:
     from wsi_stain.archive.run import run_archive
+    from wsi_stain.cluster import share_heaps
     from wsi_stain.console import ArchiveDisplay
 
+    share_heaps()
     _end_as_by_ctrl_c()
     with ArchiveDisplay(len(jobs), quiet=quiet or as_json) as display:
         record = run_archive(jobs, orders, display)

@@ -63,7 +63,7 @@ def translate(**options: Any) -> None:
 
     Stopped runs go on where they stopped: type the same command again.
     """
-    from wsi_stain.cluster import begin_early
+    from wsi_stain.cluster import begin_early, share_heaps
 
     slide, out = options.pop("slide"), options.pop("out")
     quiet, as_json = options.pop("quiet"), options.pop("as_json")
@@ -72,6 +72,7 @@ def translate(**options: Any) -> None:
     options["sample__guided"] = False if unguided else None
     config, origins = settle(options)
     refuse_unused(config, origins)
+    share_heaps()
     # Workers import torch and Dask while this process imports, reads the slide and plans.
     with begin_early(config.cluster):
         facts = _work(
