@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wsi_stain.config import Rgb
 
-__all__ = ["follow_curve", "follow_curves", "merge_equal", "merge_light", "rise"]
+__all__ = ["as_deep", "follow_curve", "follow_curves", "merge_equal", "merge_light", "rise"]
 
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.float32]
@@ -71,6 +71,12 @@ def follow_curves(
     tables = [np.interp(steps, curve_in, values).astype(np.float32) for values in curves_out]
     # "clip" finds nothing to clip; to raise would cost a second buffer.
     return [np.take(table, index, mode="clip") for table in tables]
+
+
+def as_deep(colors: Doubles, depth: Doubles) -> Doubles:
+    """Scale colors, OD (n, 3), to a mean OD (n,); their hue stays."""
+    scaled: Doubles = colors * (depth / colors.mean(axis=1))[:, None]
+    return scaled
 
 
 def merge_equal(knots: Doubles, values: Doubles) -> tuple[tuple[float, ...], Doubles]:

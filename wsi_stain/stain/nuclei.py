@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from wsi_stain.config import ColorReference, Rgb, Settings
 from wsi_stain.errors import BundleError
-from wsi_stain.stain.curve import follow_curve, follow_curves, merge_equal, rise
+from wsi_stain.stain.curve import as_deep, follow_curve, follow_curves, merge_equal, rise
 from wsi_stain.stain.density import HDX, as_rgb
 
 __all__ = ["NucleusColors", "fit_nuclei", "nucleus_light"]
@@ -235,9 +235,7 @@ def _deepen(table: Doubles, contrast: float) -> Doubles:
     """Move the darker half of the colors away from the middle one; their hue stays."""
     mean = table.mean(axis=1)
     middle = np.median(mean)
-    deeper = np.where(mean > middle, middle + contrast * (mean - middle), mean)
-    scaled: Doubles = table * (deeper / mean)[:, None]
-    return scaled
+    return as_deep(table, np.where(mean > middle, middle + contrast * (mean - middle), mean))
 
 
 def _knots(density: Doubles, table: Doubles) -> tuple[tuple[float, ...], Doubles]:

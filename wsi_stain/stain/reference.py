@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wsi_stain.config import ColorReference
 from wsi_stain.errors import NoTissueError
+from wsi_stain.stain.curve import as_deep
 from wsi_stain.stain.density import (
     HDX,
     POSITIVE_OD,
@@ -144,13 +145,7 @@ def _class_tables(
 
 def _median_depth(tables: NDArray[np.float64]) -> NDArray[np.float64]:
     """Take the median of (n, 33, 3) colors, as deep as the median depth: their hues differ."""
-    return _as_deep(np.median(tables, axis=0), np.median(tables.mean(axis=2), axis=0))
-
-
-def _as_deep(colors: NDArray[np.float64], depth: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scale colors (n, 3) to a mean OD (n,); their hue stays."""
-    scaled: NDArray[np.float64] = colors * (depth / colors.mean(axis=1))[:, None]
-    return scaled
+    return as_deep(np.median(tables, axis=0), np.median(tables.mean(axis=2), axis=0))
 
 
 def _colors_by_quantile(od: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -187,7 +182,7 @@ def _ranked(
         _median_color(colors[:, int(rank >= first_brown), rank], stains[int(rank >= first_brown)])
         for rank in range(len(quantiles))
     ]
-    return _as_deep(np.array(rows), quantiles)
+    return as_deep(np.array(rows), quantiles)
 
 
 def _rank_table(
