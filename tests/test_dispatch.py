@@ -191,6 +191,8 @@ def test_results_come_as_they_end_when_shards_differ(
         end_s = time.monotonic() + 60
         while number == 0 and not (tmp_path / "five").exists() and time.monotonic() < end_s:
             time.sleep(0.01)
+        if number == 0:
+            time.sleep(0.3)  # nor does it overtake the fifth on the way
         return number
 
     numbers, _ = collect(dask_executor, task, 8)
@@ -420,6 +422,37 @@ def test_shard_is_redone_when_its_worker_is_killed(dask_executor: Executor, tmp_
     numbers, error = collect(dask_executor, killing_task(7, tmp_path / "flag"), 30)
     assert error is None
     assert sorted(numbers) == list(range(30))
+
+
+def test_all_who_translate_are_asked_and_only_once(dask_executor: Executor) -> None:
+    def who(about: str) -> tuple[str, int, float]:
+        return about, os.getpid(), time.monotonic()
+
+    with start("serial") as serial:
+        assert [answer[:2] for answer in serial.ask(who, "here")] == [("here", os.getpid())]
+    answers = dask_executor.ask(who, "there")
+    assert {about for about, _, _ in answers} == {"there"}
+    assert len({pid for _, pid, _ in answers} - {os.getpid()}) == len(answers) == 2
+    assert dask_executor.ranked(1).ask(who, "there") == answers
+
+
+def test_worker_that_dies_of_a_question_is_named_as_what_it_is() -> None:
+    def die(about: str) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with start(workers=1, attempts=1) as executor:
+        with pytest.raises(ShardsFailed, match=r"Workers died .*out of memory") as caught:
+            executor.ask(die, "")
+        assert "--workers" in caught.value.hint
+        assert collect(executor, lambda number: number, 2) == ([0, 1], None)
+
+
+def test_question_that_fails_is_told_with_its_reason(dask_executor: Executor) -> None:
+    def fail(about: str) -> None:
+        raise ImportError("no such thing")
+
+    with pytest.raises(DeviceError, match="A worker cannot run wsi-stain: ImportError: no such"):
+        dask_executor.ask(fail, "")
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -43,6 +43,24 @@ def test_codec_that_changes_colors_is_found(monkeypatch: pytest.MonkeyPatch) -> 
     assert "off by 193 grey levels" in remark.what
 
 
+def test_only_a_driver_can_mean_that_there_is_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> None:
+        if name not in there:
+            raise OSError(name)
+
+    there = list[str]()
+    monkeypatch.setattr("ctypes.CDLL", load)
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) in there)
+    monkeypatch.setattr("sys.platform", "linux")
+    assert not doctor.may_have_cuda()
+    for driver in ("libcuda.so.1", "/dev/kfd"):
+        there[:] = [driver]
+        assert doctor.may_have_cuda(), driver
+    there.clear()
+    monkeypatch.setattr("sys.platform", "win32")
+    assert doctor.may_have_cuda(), "only torch knows there"
+
+
 def test_gpu_that_torch_cannot_use_is_a_problem_and_none_is_advice() -> None:
     assert check_devices(2, 2, "bfloat16") == ([], [])
     problems, advice = check_devices(0, 2, "bfloat16")

@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import queue
+import threading
 import time
 import uuid
 from collections import defaultdict, deque
@@ -98,16 +99,17 @@ class DaskExecutor(StepRunner):
     def __init__(self, crew: Crew, parcels: Parcels, *, attempts: int = 2) -> None:
         self._crew, self._client, self._parcels = crew, crew.client, parcels
         self._attempts = attempts
-        self._answers: dict[tuple[Any, str], Any] = {}
+        self._answers: dict[tuple[Any, str], list[Any]] = {}
+        self._asking = threading.Lock()
         self._rank = 0
 
-    def ask(self, question: Callable[[str], T], about: str) -> T:
+    def ask(self, question: Callable[[str], T], about: str) -> list[T]:
         """See `Executor.ask`."""
         known = (question, about)
-        if known not in self._answers:
-            self._answers[known] = _ask(self._crew, question, about)
-        answer: T = self._answers[known]
-        return answer
+        with self._asking:
+            if known not in self._answers:
+                self._answers[known] = _ask(self._crew, question, about)
+            return self._answers[known]
 
     def ranked(self, rank: int) -> DaskExecutor:
         """See `Executor.ranked`: the same workers; may be used from another thread."""
@@ -236,13 +238,13 @@ class DaskExecutor(StepRunner):
         if self._client.status in ("closing", "closed"):
             raise _scheduler_lost()
         workers = self._client.scheduler_info(n_workers=-1)["workers"]
-        if able := workers_for(workers.values(), self._crew.places):
-            self._crew.waiting.end(able)
+        if able := workers_for(workers, self._crew.places):
+            self._crew.waiting.end(len(able))
             return None
         self._crew.waiting.tell(0)
         alone_since_s = alone_since_s or time.monotonic()
         if time.monotonic() - alone_since_s > self._crew.wait_s:
-            what = "All workers" + (f" {self._crew.where}" if self._crew.where else "")
+            what = f"All workers{_where(self._crew)}"
             raise DeviceError(
                 f"{what} died and none came back within {self._crew.wait_s:.0f} s.",
                 hint=RESUME_HINT,
@@ -333,34 +335,53 @@ def _dask(
 
 
 def _meet(crew: Crew, config: ClusterConfig, count_devices: Callable[[ClusterConfig], int]) -> None:
-    """Ask one of the workers that will translate for its version, and for the devices asked for."""
-    version = _ask(crew, _introduce, count_devices, config)
-    if version != __version__:
-        raise DeviceError(
-            f"Workers {crew.where} have wsi-stain {version}, this is {__version__}.",
-            hint="Install the same version for all.",
-        )
+    """Ask the workers that will translate for their version, and for the devices asked for."""
+    for version in _ask(crew, _introduce, count_devices, config):
+        if version != __version__:
+            raise DeviceError(
+                f"Workers {crew.where} have wsi-stain {version}, this is {__version__}.",
+                hint="Install the same version for all.",
+            )
 
 
-def _ask(crew: Crew, question: Callable[..., T], *about: Any) -> T:
-    """Have one of the workers that will translate answer."""
+def _ask(crew: Crew, question: Callable[..., T], *about: Any) -> list[T]:
+    """Have the workers answer that will translate: all that are there, or else the next one."""
+    from distributed import wait
+
     place = dict(crew.places.get("translate", {})) or None
-    future = crew.client.submit(question, *about, pure=False, resources=place)
+    there = workers_for(crew.client.scheduler_info(n_workers=-1)["workers"], crew.places)
+    # Another may answer for a worker that is gone by then.
+    how = {"pure": False, "resources": place, "allow_other_workers": True}
+    asked = [crew.client.submit(question, *about, workers=at, **how) for at in there]
+    asked = asked or [crew.client.submit(question, *about, pure=False, resources=place)]
     try:
-        error = future.exception(timeout=crew.wait_s + START_S)
-    except TimeoutError as late:
-        raise DeviceError(f"No worker {crew.where} answers.", hint=RESUME_HINT) from late
+        with contextlib.suppress(TimeoutError):  # some may have answered
+            wait(asked, timeout=crew.wait_s + START_S)
     except CancelledError as lost:
         raise _scheduler_lost() from lost
+    answers = [future.result() for future in asked if future.status == "finished"]
+    errors = [future.exception() for future in asked if future.status == "error"]
+    # A worker that was killed says nothing of the others.
+    if faults := [error for error in errors if not (answers and _was_killed(error))]:
+        raise _no_answer(crew, faults[0])
+    if not answers:
+        raise DeviceError(f"No worker{_where(crew)} answers.", hint=RESUME_HINT)
+    return answers
+
+
+def _no_answer(crew: Crew, error: BaseException) -> BaseException:
+    """Word why a worker could not answer."""
     if isinstance(error, DeviceError):
-        raise error
-    if error is not None:
-        raise DeviceError(
-            f"A worker {crew.where} cannot run wsi-stain: {type(error).__name__}: {error}.",
-            hint=f"Install wsi-stain {__version__} for all workers, in the same Python version.",
-        ) from error
-    answer: T = future.result()
-    return answer
+        return error
+    if _was_killed(error):
+        return _given_up(error)
+    hint = f"Install wsi-stain {__version__} for all workers, in the same Python version."
+    what = f"A worker{_where(crew)} cannot run wsi-stain: {type(error).__name__}: {error}."
+    return DeviceError(what, hint=hint if crew.is_remote else "See wsi-stain doctor.")
+
+
+def _where(crew: Crew) -> str:
+    return f" {crew.where}" if crew.where else ""
 
 
 def _introduce(count_devices: Callable[[ClusterConfig], int], config: ClusterConfig) -> str:

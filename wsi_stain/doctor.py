@@ -5,6 +5,7 @@ In: nothing. Out: facts, problems, advice. Not here: repairs.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 import platform
@@ -224,11 +225,16 @@ def nvidia_files() -> list[Path]:
 def may_have_cuda() -> bool:
     """Tell whether torch could find a device it calls CUDA; if so, only torch knows.
 
-    On Linux a driver shows files: NVIDIA's own, that of Windows beneath, AMD's.
+    On Linux NVIDIA's driver has a library, which torch loads too; its device files may only come
+    with the first call. AMD's has a device file.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or Path("/dev/kfd").exists():
         return True
-    return bool(nvidia_files()) or any(Path("/dev", name).exists() for name in ("dxg", "kfd"))
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def require_device(asked: str) -> None:

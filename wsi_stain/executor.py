@@ -80,8 +80,10 @@ class Done(NamedTuple):
 class Executor(Protocol):
     """Something that can run tasks over numbers."""
 
-    def ask(self, question: Callable[[str], T], about: str) -> T:
-        """Have a question answered where shards are translated; once, for all who ask the same.
+    def ask(self, question: Callable[[str], T], about: str) -> list[T]:
+        """Have a question answered by all who will translate and are there; at least one is.
+
+        Asked once: who asks the same later, for another slide, hears the same.
 
         Raises
         ------
@@ -177,9 +179,9 @@ def chains_of(steps: Sequence[Step]) -> list[Chain]:
 class StepRunner(ABC):
     """What all executors do with work of one step."""
 
-    def ask(self, question: Callable[[str], T], about: str) -> T:
+    def ask(self, question: Callable[[str], T], about: str) -> list[T]:
         """See `Executor.ask`: here."""
-        return question(about)
+        return [question(about)]
 
     @abstractmethod
     def run_steps(self, steps: Sequence[Step]) -> Iterator[Done]:

@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +124,13 @@ def test_workers_over_tls_do_what_their_resources_are_for(
     dask.wait_for_workers(2)
     assert dask.listening() == {"127.0.0.1"}
     with open_executor(config(dask.address, certificates), lambda _: 1) as executor:
-        answer = executor.ask(answered_by, "who")
-        assert answer[:2] == ("who", "gpu")
-        assert executor.ranked(3).ask(answered_by, "who") == answer  # once for all
+        with ThreadPoolExecutor(3) as pool:  # once for all, also of three at once
+            answers = list(
+                pool.map(lambda rank: executor.ranked(rank).ask(answered_by, "who"), range(3))
+            )
+        assert answers[0][0][:2] == ("who", "gpu")
+        assert len(answers[0]) == 1
+        assert answers == [answers[0]] * 3
         done = run_both(executor, range(20))
         who = {
             step: {d.result[1] for d in done if d.step == step} for step in ("fill", "translate")

@@ -37,7 +37,8 @@ libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
 def test_threads_share_two_heaps_or_as_many_as_were_asked_for(
     arguments: tuple[str, ...], asked: str, least: int, most: int
 ) -> None:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    names = ("MALLOC_", "GLIBC_TUNABLES")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(names)}
     if asked:
         environment["MALLOC_ARENA_MAX"] = asked
     command = [sys.executable, "-c", SCRIPT, *arguments]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -198,6 +199,20 @@ def test_create_voids_work_whose_grid_has_a_header_that_is_no_python(tmp_path: P
     path = tmp_path / "s/grid.npy"
     path.write_bytes(path.read_bytes().replace(b"'shape': (10, 3)", b"'shape': (10L 3("))
     assert PatchStore.create(tmp_path / "s", _grid()).pending("he", KEY) == [0, 1, 2]
+
+
+def test_store_of_an_earlier_layout_is_refused_and_made_anew(tmp_path: Path) -> None:
+    _full(tmp_path / "s", _grid())
+    metadata = tmp_path / "s/he/zarr.json"
+    text = metadata.read_text()
+    metadata.write_text(re.sub(r'"separator":\s*"\."', '"separator": "/"', text))
+    assert metadata.read_text() != text
+    with pytest.raises(OutputError, match="layout of an earlier version"):
+        PatchStore.open(tmp_path / "s").read("he", 0)
+    again = PatchStore.create(tmp_path / "s", _grid())
+    assert again.pending("he", KEY) == [0, 1, 2]
+    again.write("he", 0, _tiles(0, _grid()), KEY)
+    assert np.array_equal(again.read("he", 0), _tiles(0, _grid()))
 
 
 def test_create_voids_work_when_grid_differs(tmp_path: Path) -> None:

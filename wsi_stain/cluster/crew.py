@@ -6,7 +6,7 @@ started the workers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -62,10 +62,11 @@ def gpu_places(has_gpu: bool) -> Places:
     return {"translate": {GPU: 1.0}} if has_gpu else {}
 
 
-def workers_for(workers: Iterable[Mapping[str, Any]], places: Places) -> int:
-    """Count the workers, as the scheduler describes them, that may do every step."""
+def workers_for(workers: Mapping[str, Mapping[str, Any]], places: Places) -> list[str]:
+    """List the workers, by address and as the scheduler describes them, that may do every step."""
     needed = {name: amount for place in places.values() for name, amount in place.items()}
-    return sum(
-        all(worker["resources"].get(name, 0.0) >= amount for name, amount in needed.items())
-        for worker in workers
-    )
+    return [
+        address
+        for address, worker in workers.items()
+        if all(worker["resources"].get(name, 0.0) >= amount for name, amount in needed.items())
+    ]

@@ -20,12 +20,13 @@ HEAPS = 2
 
 
 def share_heaps() -> None:
-    """Let all threads share two heaps, unless ``MALLOC_ARENA_MAX`` says how many.
+    """Let all threads share two heaps, unless the environment says how many.
 
     For a process of our own alone, before it has threads; does nothing where the C library has no
     such setting.
     """
-    if sys.platform != "linux" or "MALLOC_ARENA_MAX" in os.environ:
+    asked = "MALLOC_ARENA_MAX" in os.environ or "arena_max" in os.environ.get("GLIBC_TUNABLES", "")
+    if asked or sys.platform != "linux":
         return
     # Of glibc; musl has one heap.
     settle = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -33,6 +33,8 @@ __all__ = ["ARRAYS", "ArrayName", "PatchStore"]
 ArrayName = Literal["he", "ihc", "sd"]
 ARRAYS: tuple[ArrayName, ...] = ("he", "ihc", "sd")
 AHEAD = 12
+# One file in one folder a shard: a folder is as much work for a shared disk as a file.
+CHUNK_KEYS = {"name": "default", "configuration": {"separator": "."}}
 CHANNELS = {"he": 3, "ihc": 3, "sd": 1}
 # What zarr makes of metadata that are not there, cut or changed.
 _DAMAGE = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
@@ -163,7 +165,8 @@ class PatchStore:
     def tiles_in_order(self, name: ArrayName) -> Callable[[int], Pixels]:
         """Give a `read_tile` for who asks for one tile after the other: it reads some ahead.
 
-        zarr takes longer to find a tile in a shard than to read a dozen. Memory bound: those.
+        zarr takes longer to find a tile in a shard than to read a dozen. Memory bound: those. For
+        shards that are finished and stay as they are; tiles are views, not to be written to.
         """
 
         @functools.lru_cache(maxsize=1)
@@ -231,6 +234,11 @@ class PatchStore:
     def _array(self, name: ArrayName) -> zarr.Array[Any]:
         if name not in self._arrays:
             array = zarr.open_array(self.path / name, mode="r+")
+            if array.metadata.to_dict()["chunk_key_encoding"] != CHUNK_KEYS:
+                raise OutputError(
+                    f"Store {self.path} has the layout of an earlier version.",
+                    hint="Run the command that made it again: it is made anew.",
+                )
             # Else a shard of black tiles, the fill value, would be no file at all.
             self._arrays[name] = array.with_config({"write_empty_chunks": True})
         return self._arrays[name]
@@ -304,8 +312,7 @@ def _new_array(
         dtype=np.uint8,
         chunks=(1, *tile),
         shards=(grid.shard_tiles, *tile),
-        # One file in one folder a shard: a folder is as much work for a shared disk as a file.
-        chunk_key_encoding={"name": "default", "separator": "."},
+        chunk_key_encoding=CHUNK_KEYS,  # type: ignore[arg-type]
         compressors=None,
         filters=None,
         fill_value=0,

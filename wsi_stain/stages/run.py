@@ -32,7 +32,7 @@ from wsi_stain.stages.tiles import flag_texts, read_scores, slide_sd, summarize
 from wsi_stain.stages.tiles import write_table as write_scores
 from wsi_stain.stain.spread import OD_PER_LEVEL
 from wsi_stain.translate.fit import ColorFit
-from wsi_stain.translate.task import Arithmetic, ShardReport, TranslateTask, arithmetic
+from wsi_stain.translate.task import Arithmetic, ShardReport, TranslateTask, arithmetic, in_common
 from wsi_stain.write.annotations import annotate_run
 from wsi_stain.write.uncertainty import write_uncertainty
 from wsi_stain.write.validate import Expected, Validation, validate
@@ -71,7 +71,7 @@ class Run:
         for text in (*self.plan.source.notes, *color.notes):
             self.remark(text)
         self.manifest.record(stain=color.numbers())
-        there = executor.ask(arithmetic, self.config.cluster.device)
+        there = in_common(executor.ask(arithmetic, self.config.cluster.device))
         steps = self._steps(color, there)
         bars = {step.name: _Progress(self, step) for step in steps}
         rows_px = self.plan.grid.scale.size_out.height_px
@@ -219,8 +219,8 @@ class Run:
     def _steps(self, color: ColorFit, there: Arithmetic) -> tuple[Step, Step]:
         """Settle what is pending, in the order of a shard's way.
 
-        Workers may be elsewhere: they are told whole paths, and one kind of device for all shards,
-        that of the worker that was asked.
+        Workers may be elsewhere: they are told whole paths, and for all shards one kind of device
+        and one precision.
         """
         config = self.config
         key = ihc_key(self.plan, color, config, there)
@@ -235,6 +235,7 @@ class Run:
             seed=config.seed,
             device=there.device,
             key=key,
+            dtype=there.dtype,
         )
         fill = FillTask(self.plan.source, store, self.he_key)
         torn = self._torn()

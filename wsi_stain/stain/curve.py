@@ -69,7 +69,7 @@ def follow_curves(
     scale = (_STEPS - 1) / max(high - low, 1e-9)
     index = np.clip((density - low) * scale + 0.5, 0, _STEPS - 1).astype(np.int32)
     tables = [np.interp(steps, curve_in, values).astype(np.float32) for values in curves_out]
-    # "clip" finds nothing to clip; to raise would cost a second buffer.
+    # Of finite densities "clip" finds none to clip; to raise would cost a second buffer.
     return [np.take(table, index, mode="clip") for table in tables]
 
 

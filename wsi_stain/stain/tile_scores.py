@@ -145,7 +145,7 @@ def sobel_ssim(a: Rgb8, b: Rgb8) -> float:
 
 
 def strongest_mean(values: NDArray[Any]) -> float:
-    """Average the strongest tenth of the values, at least one."""
+    """Average the strongest tenth of finite values, at least one."""
     flat = values.ravel()
     count = max(1, round(0.1 * flat.size))
     # Bytes have few densities, and equal values slow a partition down: only the candidates go in.

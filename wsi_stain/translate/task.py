@@ -9,6 +9,7 @@ imported where it is done.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,7 +18,10 @@ from wsi_stain.config import SampleConfig
 from wsi_stain.doctor import may_have_cuda
 from wsi_stain.stain.start import StartTransform
 
-__all__ = ["Arithmetic", "ShardReport", "TranslateTask", "arithmetic", "cuda_here"]
+__all__ = ["Arithmetic", "ShardReport", "TranslateTask", "arithmetic", "cuda_here", "in_common"]
+
+
+FLOAT32 = "torch.float32"
 
 
 class Arithmetic(NamedTuple):
@@ -39,6 +43,19 @@ def arithmetic(asked: str) -> Arithmetic:
 
     kind = device_kind(asked)
     return Arithmetic(kind, dtype_on(kind))
+
+
+def in_common(answers: Sequence[Arithmetic]) -> Arithmetic:
+    """Settle what all can do, so that a picture is computed in one way wherever it is.
+
+    Where one has no device, none uses its own; where one lacks units for bfloat16, or devices
+    differ, all take float32.
+    """
+    first = answers[0]
+    if all(answer == first for answer in answers):
+        return first
+    kinds = {answer.device for answer in answers}
+    return Arithmetic("cpu" if "cpu" in kinds else "cuda", FLOAT32)
 
 
 def cuda_here(asked: str) -> int:
@@ -92,6 +109,8 @@ class TranslateTask:
         "auto", "cuda" or "cpu".
     key
         Identity of the work: goes into the done marker of each shard.
+    dtype
+        Precision of the score net, as `Arithmetic` names it; empty: the fastest of the device.
     """
 
     store: Path
@@ -103,6 +122,7 @@ class TranslateTask:
     seed: int
     device: str
     key: str
+    dtype: str = ""
 
     def __call__(self, shard: int) -> ShardReport:
         """Translate one shard and mark it done."""

@@ -43,7 +43,7 @@ SEEDS = 2**31  # there are so many; after the last comes the first
 def translate_shard(task: TranslateTask, shard: int) -> ShardReport:
     """Translate one shard of a slide and mark it done."""
     began = time.monotonic()
-    bundle = _bundle(task.bundle, task.device)
+    bundle = _bundle(task.bundle, task.device, task.dtype)
     store = PatchStore.open(task.store)
     numbers = store.grid.shard(shard)
     places = np.array([store.grid.region_out(i)[:2] for i in numbers], dtype=np.int64)
@@ -90,9 +90,10 @@ def choose_batch(asked: int, device: torch.device, n_tiles: int) -> int:
 
 
 @functools.lru_cache(maxsize=2)
-def _bundle(name: str, device: str) -> ModelBundle:
+def _bundle(name: str, device: str, dtype: str) -> ModelBundle:
     """Load once per process: building the nets takes longer than a small shard."""
-    return load_bundle(name, pick_device(device))
+    precision = getattr(torch, dtype.removeprefix("torch.")) if dtype else None
+    return load_bundle(name, pick_device(device), precision)
 
 
 @functools.lru_cache(maxsize=2)
