@@ -60,6 +60,20 @@ def test_value_out_of_bounds_is_refused_with_its_name(name: str, value: object) 
         resolve_run_config({name: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("sample.solver", "One of solver, teacher, student."),
+        ("write.subsampling", "One of 4:2:0, 4:4:4."),
+        ("cluster.device", "One of auto, cuda, cpu."),
+    ],
+)
+def test_word_that_is_none_of_a_few_is_refused_with_those(name: str, words: str) -> None:
+    with pytest.raises(ConfigError, match="Invalid enum value") as caught:
+        resolve_run_config({name: "studnet"})
+    assert caught.value.hint.startswith(words)
+
+
 def test_broken_toml_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not valid TOML"):
         load_recipe(write(tmp_path, "a = = 1"), RunConfig)

@@ -270,6 +270,23 @@ def test_existing_output_is_refused_before_work(
     assert not files.folder.exists()
 
 
+def test_second_format_beside_the_first_is_refused(
+    tmp_path: Path, identity_bundle: Path, small_slide: Path
+) -> None:
+    first = translate_slide(small_slide, tmp_path, settings(identity_bundle)).files
+    before = first.manifest.read_bytes()
+    for overwrite in (False, True):  # the first one's record would be gone
+        config = settings(identity_bundle, write__format="ome-zarr", write__overwrite=overwrite)
+        with pytest.raises(OutputError, match="there in another format") as caught:
+            translate_slide(small_slide, tmp_path, config)
+        assert str(first.output) in caught.value.message
+    assert first.manifest.read_bytes() == before
+    other = translate_slide(
+        small_slide, tmp_path / "other", settings(identity_bundle, write__format="ome-zarr")
+    )
+    assert other.files.output.is_dir()
+
+
 def test_second_run_on_the_same_output_is_refused(
     tmp_path: Path, identity_bundle: Path, synthetic_slide: Path
 ) -> None:

@@ -217,6 +217,23 @@ def test_damaged_and_lost_shards_are_found_and_made_again(
     assert result.files.output.read_bytes() == straight
 
 
+def test_run_that_goes_on_says_so(tmp_path: Path, bundle: Path, slide: Path) -> None:
+    def said(heard: list[Event]) -> list[str]:
+        return [event.text for event in heard if "are there already" in event.text]
+
+    def listen(event: Event) -> None:
+        heard.append(event)
+        stop_at("translate", "finish")(event)
+
+    config, heard = settings(bundle, tmp_path), list[Event]()
+    with pytest.raises(Stop):
+        translate_slide(slide, tmp_path, config, listener=listen)
+    assert said(heard) == []
+    (RunFiles.of(tmp_path, slide, "Test").store / "ihc/c.2.0.0.0").unlink()
+    translate_slide(slide, tmp_path, config, listener=heard.append)
+    assert said(heard) == ["5 of 6 shards are there already: it goes on"]
+
+
 def test_left_overs_of_dead_runs_are_gone_in_the_end(
     tmp_path: Path, bundle: Path, slide: Path, straight: bytes
 ) -> None:

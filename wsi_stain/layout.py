@@ -98,6 +98,12 @@ class RunFiles:
         return self.folder.name.removesuffix(RUN_SUFFIX)
 
     @property
+    def others(self) -> list[Path]:
+        """The same picture in the other formats, which would share the run folder."""
+        names = [self.name + suffix for suffix in OUTPUT_SUFFIXES.values()]
+        return [self.output.with_name(name) for name in names if name != self.output.name]
+
+    @property
     def manifest(self) -> Path:
         """The record of the run."""
         return self.folder / "manifest.json"

@@ -276,7 +276,7 @@ def plan_facts(
         "scratch disk MB": round(projection.store_bytes / 1e6, 1),
         "output MB (about)": round(projection.output_bytes / 1e6, 1),
         "memory MB (about)": round(projection.memory_bytes / 1e6),
-        "minutes (about)": round(projection.seconds / 60, 1),
+        "minutes (about)": round(projection.seconds / 60, 2),
     }
 
 

@@ -89,6 +89,7 @@ def test_stopped_client_goes_on_and_does_nothing_twice(
         )
         assert json.loads((out / "status.json").read_text())["state"] == "stopped"
         assert not [*out.rglob("*lock")]
+        assert {slide.error for slide in read_archive(out / "archive.json").slides} == {""}
     before = finished(out)
     kept = translated(out)
     assert read_archive(out / "archive.json").state == "running"

@@ -221,6 +221,18 @@ def test_lost_tissue_is_flagged_at_its_place_when_planted(
     assert f"{len(boxes)} of 30 places flagged: {len(boxes)} lost tissue" in page.read_text("utf-8")
 
 
+def test_doubt_about_the_slide_stands_among_the_checks(tmp_path: Path, make_run: MakeRun) -> None:
+    run = make_run(tmp_path)
+    assert "no remarks" in write_report(run).read_text("utf-8")
+    file = run / "manifest.json"
+    record = json.loads(file.read_text())
+    record["stain"]["notes"] = ["Is this an IHC? 12 % of it is brown."]  # beside the fit's own
+    file.write_text(json.dumps(record))
+    page = write_report(run).read_text("utf-8")
+    assert "no remarks" not in page
+    assert "Is this an IHC? 12 % of it is brown." in page
+
+
 def test_report_is_small_when_slide_is_at_the_bound(page: Path) -> None:
     viewer = Page(page).viewer()
     n_bytes = sum(path.stat().st_size for path in page.parent.rglob("*") if path.is_file())

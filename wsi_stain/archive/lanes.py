@@ -302,11 +302,12 @@ class Lanes:
             if past is not None:
                 self._skip(job, self._files(job), past)
                 return
+        if self._stopping.is_set():
+            # Whatever it was that broke, it did so because all ends: the slide has no fault.
+            self._ledger.enter(job, state="pending", error="")
+            return
         log.fail(error)
         text = self._clean(told(error))
-        if self._stopping.is_set():
-            self._ledger.enter(job, state="pending", error=text)
-            return
         if may_pass(error) and turn.attempt < config.attempts:
             wait_s = config.retry_wait_s * 2 ** (turn.attempt - 1)
             self._ledger.enter(job, state="pending", error=text)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Parcel", "Parcels", "open_parcels", "run_shard"]
 
-GONE = (OSError, CancelledError, RuntimeError)  # at the end the cluster may be gone already
+# At the end the cluster may be gone already; a client that was closed has no scheduler.
+GONE = (OSError, CancelledError, RuntimeError, AttributeError)
 
 
 class Parcel(NamedTuple):

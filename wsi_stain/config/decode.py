@@ -10,7 +10,7 @@ import math
 import re
 import stat
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
@@ -179,8 +179,28 @@ def _hint(text: str, kind: type[Settings]) -> str:
     place = re.search(r"`\$\.((?:\w+\.)?(\w+))`$", text)
     if place and "unknown field" not in text:
         flag = place[2].replace("_", "-")
-        return f"That is {place[1]} in a recipe, and the flag --{flag} where there is one."
+        words = _words(kind, place[1]) if "enum" in text else []
+        choice = f"One of {', '.join(words)}. " if words else ""
+        return f"{choice}That is {place[1]} in a recipe, and the flag --{flag} where there is one."
     return _nearest(text, kind)
+
+
+def _words(kind: type[Settings], dotted: str) -> list[str]:
+    """List the words that a setting may be; none where it may be anything else."""
+    found: Any = kind
+    for name in dotted.split("."):
+        group = next((part for part in _parts(found) if isinstance(part, type)), None)
+        if group is None or not issubclass(group, Settings):
+            return []
+        types = {field.name: field.type for field in msgspec.structs.fields(group)}
+        found = types.get(name)
+    return [part for part in _parts(found) if isinstance(part, str)]
+
+
+def _parts(kind: Any) -> list[Any]:
+    """Take a type apart, through unions and literals."""
+    inner = get_args(kind)
+    return [part for arg in inner for part in _parts(arg)] if inner else [kind]
 
 
 def _nearest(text: str, kind: type[Settings]) -> str:

@@ -109,7 +109,7 @@ def figures(numbers: SlideNumbers, fields: Sequence[FieldNumbers], mpp: float) -
             "Positive area",
             percent(_hundred(numbers.positive_fraction)),
             _spread(fields, lambda f: _hundred(f.positive_fraction), percent),
-            f"Share of tissue pixels with DAB OD above {POSITIVE_OD}.",
+            f"Share of the fields' tissue pixels with DAB OD above {POSITIVE_OD}.",
         ),
         Figure(
             "DAB p90",
@@ -185,7 +185,7 @@ def checks(evidence: Evidence) -> list[Check]:
         None: Check("File as the run made it", "look", "the run's record was never closed"),
     }
     fit = evidence.record.stain.get("stain", {})
-    fit_notes = "; ".join(fit.get("notes", []))
+    fit_notes = "; ".join(evidence.record.stain.get("notes", fit.get("notes", [])))
     return [
         _soundness(evidence.validation),
         unchanged[evidence.is_unchanged],

@@ -36,7 +36,8 @@ def check_file(path: Path) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise SlideError(
             f"Slide {path} is a folder.",
-            hint="Give one file: the .mrxs beside the folder, or one .dcm inside it.",
+            hint="Give one file (the .mrxs beside its folder, one .dcm of a series), or the folder "
+            "to wsi-stain batch.",
         )
     if not stat.S_ISREG(status.st_mode):
         raise SlideError(f"Slide {path} is a pipe or a device, not a file.", hint=_FORMATS)

@@ -61,6 +61,12 @@ def _refuse_outputs(plan: SlidePlan, files: RunFiles, config: RunConfig) -> None
     # A spread that belongs to another picture would be taken for this one's.
     for output in (files.output, files.uncertainty):
         refuse_existing(output, overwrite=overwrite)
+    for other in files.others:
+        if other.exists():
+            raise OutputError(
+                f"{other} is there in another format: both would share {files.folder.name}.",
+                hint="Choose another folder (--out), or remove it and its run folder.",
+            )
 
 
 def _check_limits(plan: SlidePlan, files: RunFiles, config: RunConfig) -> None:

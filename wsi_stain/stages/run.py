@@ -70,9 +70,10 @@ class Run:
         """Read and translate every pending shard; the writer follows as shards get done."""
         for text in (*self.plan.source.notes, *color.notes):
             self.remark(text)
-        self.manifest.record(stain=color.numbers())
+        self.manifest.record(stain=color.numbers() | {"notes": list(color.notes)})
         there = in_common(executor.ask(arithmetic, self.config.cluster.device))
         steps = self._steps(color, there)
+        self._tell_what_is_there(len(steps[-1].numbers))
         bars = {step.name: _Progress(self, step) for step in steps}
         rows_px = self.plan.grid.scale.size_out.height_px
         self.manifest.stage_started("write", total=rows_px)
@@ -246,6 +247,13 @@ class Run:
             Step("fill", fill, sorted(unread)),
             Step("translate", translate, sorted({*unmade, *torn})),
         )
+
+    def _tell_what_is_there(self, n_pending: int) -> None:
+        """Say that a run goes on; the record holds it for each stage."""
+        n_shards = self.plan.grid.n_shards
+        if n_pending < n_shards:
+            text = f"{n_shards - n_pending} of {n_shards} shards are there already: it goes on"
+            self.listener(Event("run", "note", text=text))
 
     def _torn(self) -> list[int]:
         """List shards with tiles missing that were allowed before and are not now."""

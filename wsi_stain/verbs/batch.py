@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +111,8 @@ def _work(jobs: list[Job], orders: Orders, *, quiet: bool, as_json: bool) -> Non
     _end_as_by_ctrl_c()
     with ArchiveDisplay(len(jobs), quiet=quiet or as_json) as display:
         record = run_archive(jobs, orders, display)
-    _show(record, orders.files, as_json=as_json)
+    slides = {job.name: job.slide for job in jobs}
+    _show(record, orders.files, slides, as_json=as_json)
     _raise_failures(record, orders.files)
 
 
@@ -147,7 +149,9 @@ def _refuse_stage(stage: bool, scratch: Path | None) -> None:
         raise ConfigError("--stage needs a place to copy slides to.", hint="Give --scratch DIR.")
 
 
-def _show(record: ArchiveRecord, files: ArchiveFiles, *, as_json: bool) -> None:
+def _show(
+    record: ArchiveRecord, files: ArchiveFiles, slides: Mapping[str, Path], *, as_json: bool
+) -> None:
     """Print what came of the archive: the record for machines, counts and failures for people."""
     if as_json:
         import msgspec
@@ -156,9 +160,23 @@ def _show(record: ArchiveRecord, files: ArchiveFiles, *, as_json: bool) -> None:
         return
     from wsi_stain.console import print_archive
 
-    failed = [(slide.name, slide.error, slide.next) for slide in record.of_state("failed")]
+    failed = [
+        (slide.name, slide.error, _runnable(slide.next, slides.get(slide.name)))
+        for slide in record.of_state("failed")
+    ]
     counts = {name: len(record.of_state(name)) for name in ("done", "skipped", "failed", "pending")}
     print_archive(counts, failed, files.record)
+
+
+def _runnable(command: str, slide: Path | None) -> str:
+    """Give the slide its folder again, which the record leaves out: it is to be typed here."""
+    if slide is None:
+        return command
+    # A folder with blanks has put quotes around a name without.
+    for form in (f"'{slide.name}'", shlex.quote(slide.name)):
+        if form in command:
+            return command.replace(form, shlex.quote(str(slide)), 1)
+    return command
 
 
 def _raise_failures(record: ArchiveRecord, files: ArchiveFiles) -> None:

@@ -1,0 +1,27 @@
+"""What `batch` prints for a person to type: with the folders that records leave out."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from wsi_stain.archive.wording import next_command, without_folders
+from wsi_stain.errors import MppUnknownError, SlideError
+from wsi_stain.verbs.batch import _runnable
+
+
+@pytest.mark.parametrize("folder", ["slides", "my slides", "/data/x"])
+@pytest.mark.parametrize("name", ["a.svs", "a b.svs", "it's.svs"])
+@pytest.mark.parametrize("error", [MppUnknownError("no pixel size"), SlideError("damaged")])
+def test_command_can_be_typed_where_the_record_names_no_folder(
+    folder: str, name: str, error: Exception
+) -> None:
+    slide = Path(folder, name)
+    command = next_command(error, slide, Path("out"))
+    recorded = without_folders(command, [slide.parent])
+    assert folder not in recorded
+    typed = shlex.split(_runnable(recorded, slide))
+    assert str(slide) in typed
+    assert typed == shlex.split(command)
