@@ -31,7 +31,17 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from wsi_stain import __version__
-from wsi_stain.cluster import Crew, Parcels, open_crew, open_parcels, run_shard, workers_for
+from wsi_stain.cluster import (
+    Crew,
+    Parcels,
+    ask_all,
+    introduce,
+    open_crew,
+    open_parcels,
+    run_shard,
+    was_killed,
+    workers_for,
+)
 from wsi_stain.config import ClusterConfig
 from wsi_stain.errors import DeviceError, DiskFullError
 from wsi_stain.executor import (
@@ -128,7 +138,7 @@ class DaskExecutor(StepRunner):
                 ):
                     if error is None:
                         yield Done(steps[chain.steps[0]].name, chain.number, result)
-                    elif first_try and _was_killed(error):
+                    elif first_try and was_killed(error):
                         suspects.append(chain)
                     else:
                         failures.append(Failure(chain.number, _given_up(error)))
@@ -336,7 +346,7 @@ def _dask(
 
 def _meet(crew: Crew, config: ClusterConfig, count_devices: Callable[[ClusterConfig], int]) -> None:
     """Ask the workers that will translate for their version, and for the devices asked for."""
-    for version in _ask(crew, _introduce, count_devices, config):
+    for version in _ask(crew, introduce, count_devices, config):
         if version != __version__:
             raise DeviceError(
                 f"Workers {crew.where} have wsi-stain {version}, this is {__version__}.",
@@ -345,24 +355,13 @@ def _meet(crew: Crew, config: ClusterConfig, count_devices: Callable[[ClusterCon
 
 
 def _ask(crew: Crew, question: Callable[..., T], *about: Any) -> list[T]:
-    """Have the workers answer that will translate: all that are there, or else the next one."""
-    from distributed import wait
-
-    place = dict(crew.places.get("translate", {})) or None
-    there = workers_for(crew.client.scheduler_info(n_workers=-1)["workers"], crew.places)
-    # Another may answer for a worker that is gone by then.
-    how = {"pure": False, "resources": place, "allow_other_workers": True}
-    asked = [crew.client.submit(question, *about, workers=at, **how) for at in there]
-    asked = asked or [crew.client.submit(question, *about, pure=False, resources=place)]
+    """Have the workers answer that will translate; at least one does."""
     try:
-        with contextlib.suppress(TimeoutError):  # some may have answered
-            wait(asked, timeout=crew.wait_s + START_S)
+        answers, errors = ask_all(crew, crew.wait_s + START_S, question, *about)
     except CancelledError as lost:
         raise _scheduler_lost() from lost
-    answers = [future.result() for future in asked if future.status == "finished"]
-    errors = [future.exception() for future in asked if future.status == "error"]
     # A worker that was killed says nothing of the others.
-    if faults := [error for error in errors if not (answers and _was_killed(error))]:
+    if faults := [error for error in errors if not (answers and was_killed(error))]:
         raise _no_answer(crew, faults[0])
     if not answers:
         raise DeviceError(f"No worker{_where(crew)} answers.", hint=RESUME_HINT)
@@ -371,9 +370,7 @@ def _ask(crew: Crew, question: Callable[..., T], *about: Any) -> list[T]:
 
 def _no_answer(crew: Crew, error: BaseException) -> BaseException:
     """Word why a worker could not answer."""
-    if isinstance(error, DeviceError):
-        return error
-    if _was_killed(error):
+    if isinstance(error, DeviceError) or was_killed(error):
         return _given_up(error)
     hint = f"Install wsi-stain {__version__} for all workers, in the same Python version."
     what = f"A worker{_where(crew)} cannot run wsi-stain: {type(error).__name__}: {error}."
@@ -384,22 +381,10 @@ def _where(crew: Crew) -> str:
     return f" {crew.where}" if crew.where else ""
 
 
-def _introduce(count_devices: Callable[[ClusterConfig], int], config: ClusterConfig) -> str:
-    """Run on a worker: tell the version, if the devices that were asked for are there."""
-    count_devices(config)
-    return __version__
-
-
-def _was_killed(error: BaseException) -> bool:
-    from distributed import KilledWorker
-
-    return isinstance(error, KilledWorker)
-
-
 def _given_up(error: BaseException) -> BaseException:
     if isinstance(error, DiskFullError):
         raise error
-    if _was_killed(error):
+    if was_killed(error):
         return ShardsFailed(
             "Workers died on it each time (killed, crashed or out of memory)",
             hint="Try fewer workers (--workers) or smaller batches (--batch). " + RESUME_HINT,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from wsi_stain.cluster.address import address_crew
+from wsi_stain.cluster.asking import ask_all, introduce, was_killed
 from wsi_stain.cluster.crew import GPU, Crew, Places, workers_for
 from wsi_stain.cluster.heaps import share_heaps
 from wsi_stain.cluster.local import local_crew
@@ -24,15 +25,18 @@ __all__ = [
     "Crew",
     "Parcels",
     "Places",
+    "ask_all",
     "available_cores",
     "begin_early",
     "count_workers",
     "get_ready",
+    "introduce",
     "open_crew",
     "open_parcels",
     "run_shard",
     "share_heaps",
     "visible_devices",
+    "was_killed",
     "workers_for",
 ]
 
