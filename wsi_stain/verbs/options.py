@@ -20,6 +20,7 @@ __all__ = [
     "settings_flags",
     "settle",
     "show_facts",
+    "solver_options",
     "together",
 ]
 
@@ -67,6 +68,17 @@ def together(options: list[Callable[[F], F]]) -> Callable[[F], F]:
 
     return decorate
 
+
+solver_options = together(
+    [
+        click.option(
+            "--solver",
+            "sample__solver",
+            help="student (1 step), solver (few steps) or teacher (many).",
+        ),
+        click.option("--steps", "sample__steps", type=int, help="Steps of the solver."),
+    ]
+)
 
 plan_options = together(
     [

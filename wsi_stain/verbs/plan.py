@@ -13,6 +13,7 @@ from wsi_stain.verbs.options import (
     plan_options,
     settle,
     show_facts,
+    solver_options,
 )
 
 __all__ = ["plan"]
@@ -21,6 +22,7 @@ __all__ = ["plan"]
 @click.command(cls=GroupedCommand)
 @click.argument("slide", type=PATH)
 @plan_options
+@solver_options
 @json_option
 def plan(**options: Any) -> None:
     """Show what translate would do, and how long it would take.
@@ -29,6 +31,7 @@ def plan(**options: Any) -> None:
 
     \b
     wsi-stain plan slide.svs
+    wsi-stain plan slide.svs --solver student
     wsi-stain plan slide.svs --mpp 0.25 --workers 4 --json
     """
     from wsi_stain.planning import plan_slide

@@ -16,6 +16,7 @@ from wsi_stain.verbs.options import (
     quiet_option,
     settle,
     show_facts,
+    solver_options,
 )
 
 if TYPE_CHECKING:
@@ -29,10 +30,7 @@ __all__ = ["refuse_unused", "translate"]
 @click.option("--out", type=PATH, default=Path(), help="Output folder [default: here].")
 @plan_options
 @click.option("--seed", type=int, help="Seed of the noise; same seed, same picture.")
-@click.option(
-    "--solver", "sample__solver", help="student (1 step), solver (few steps) or teacher (many)."
-)
-@click.option("--steps", "sample__steps", type=int, help="Steps of the solver.")
+@solver_options
 @click.option("--unguided", is_flag=True, help="Leave the guidance out (ablation).")
 @click.option("--method", "stain__method", help="Color fit: macenko, reinhard or vahadane.")
 @click.option("--batch", "sample__batch_tiles", type=int, help="Tiles per batch; 0: 4, on CUDA 64.")
