@@ -25,6 +25,7 @@ from wsi_stain.evaluate.quantify import Numbers, measured_folder
 from wsi_stain.evaluate.quantify_files import quantify, read_numbers
 from wsi_stain.evaluate.report import write_report
 from wsi_stain.geometry import Size
+from wsi_stain.manifest import Event
 from wsi_stain.slides.image import SlideSource
 from wsi_stain.write.tiff import write_pyramid
 from wsi_stain.write.validate import validate
@@ -233,6 +234,19 @@ def test_coarse_pixels_are_measured_without_nuclei(picture: Path, tmp_path: Path
     assert numbers.positive_area_percent > 0
     rows = lines(folder / "tiles.csv")
     assert {row["n_nuclei"] for row in rows} == {""}
+
+
+def test_he_in_place_of_its_virtual_stain_is_doubted(
+    picture: Path, synthetic_slide: Path, tmp_path: Path
+) -> None:
+    def said(path: Path, folder: str) -> list[str]:
+        heard = list[Event]()
+        quantify(path, tmp_path / folder, listener=heard.append)
+        return [event.text for event in heard if event.kind == "note"]
+
+    (doubt,) = said(synthetic_slide, "he")
+    assert doubt.startswith("Is this picture an IHC?")
+    assert said(picture, "ihc") == []
 
 
 def test_glass_alone_is_an_error(tmp_path: Path, write_slide: Callable[..., Path]) -> None:

@@ -18,14 +18,16 @@ from wsi_stain.evaluate.cells import CellTable, measure_cells
 from wsi_stain.evaluate.ground import Ground, find_ground, picture_name
 from wsi_stain.evaluate.hotspot import HotSpot, find_hot_spot
 from wsi_stain.evaluate.metrics_nuclei import KNOWN_ERROR, MAX_MPP
-from wsi_stain.manifest import Listener, ignore
+from wsi_stain.manifest import Event, Listener, ignore
 from wsi_stain.slides.image import SlideSource
+from wsi_stain.stain.doubt import doubt_ihc
 
 __all__ = ["Numbers", "Quantified", "measure", "measured_folder"]
 
 NUMBERS_SCHEMA = 1
 NUMBERS_FILE = "numbers.json"
 FOLDER_SUFFIX = "_quantify"
+DOUBT_MPP = 16.0
 
 
 class Numbers(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,6 +177,8 @@ def measure(source: SlideSource, config: QuantifyConfig, listener: Listener = ig
         Nothing on the picture is tissue.
     """
     ground = find_ground(source, config)
+    for doubt in doubt_ihc(source.thumbnail(DOUBT_MPP), ground.white):
+        listener(Event("quantify", "note", text=doubt))
     table, cell_px = measure_cells(source, ground, config, listener)
     totals = table.totals()
     if totals["tissue_px"] == 0.0:
