@@ -6,7 +6,7 @@ import pytest
 
 from wsi_stain.errors import DeviceError
 from wsi_stain.translate import task
-from wsi_stain.translate.bundle import device_kind, dtype_on
+from wsi_stain.translate.bundle import fast_dtype, pick_device
 from wsi_stain.translate.task import Arithmetic, arithmetic, cuda_here, in_common
 
 FAST, PLAIN = Arithmetic("cpu", "torch.bfloat16"), Arithmetic("cpu", "torch.float32")
@@ -30,8 +30,8 @@ def test_workers_compute_as_all_of_them_can(
 
 
 def test_arithmetic_is_that_of_the_nets() -> None:
-    assert arithmetic("cpu") == ("cpu", dtype_on("cpu"))
-    assert arithmetic("auto").device == device_kind("auto")
+    assert arithmetic("cpu") == ("cpu", str(fast_dtype(pick_device("cpu"))))
+    assert arithmetic("auto") == (pick_device("auto").type, str(fast_dtype(pick_device("auto"))))
 
 
 def test_torch_is_asked_for_devices_only_where_a_driver_is(monkeypatch: pytest.MonkeyPatch) -> None:

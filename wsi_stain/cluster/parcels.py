@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Parcel", "Parcels", "open_parcels", "run_shard"]
 
-# At the end the cluster may be gone already; a client that was closed has no scheduler.
-GONE = (OSError, CancelledError, RuntimeError, AttributeError)
+GONE = (OSError, CancelledError, RuntimeError)  # at the end the cluster may be gone already
 
 
 class Parcel(NamedTuple):

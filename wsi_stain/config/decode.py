@@ -216,7 +216,7 @@ def _field_names(kind: type[Settings]) -> set[str]:
     names: set[str] = set()
     for field in msgspec.structs.fields(kind):
         names.add(field.name)
-        for part in getattr(field.type, "__args__", (field.type,)):
+        for part in _parts(field.type):
             if isinstance(part, type) and issubclass(part, Settings):
                 names |= _field_names(part)
     return names

@@ -171,12 +171,11 @@ class PatchStore:
 
         @functools.lru_cache(maxsize=1)
         def read(shard: int, first: int) -> Pixels:
-            return self._get(name, shard, slice(first, min(first + AHEAD, shard_of(shard).stop)))
-
-        shard_of, shard_tiles = self.grid.shard, self.grid.shard_tiles
+            end = self.grid.shard(shard).stop
+            return self._get(name, shard, slice(first, min(first + AHEAD, end)))
 
         def tile(index: int) -> Pixels:
-            shard, place = divmod(index, shard_tiles)
+            shard, place = divmod(index, self.grid.shard_tiles)
             pixels: Pixels = read(shard, index - place % AHEAD)[place % AHEAD]
             return pixels
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import msgspec
 import torch
@@ -31,8 +31,6 @@ from wsi_stain.translate.student import StudentSampler, student_net
 __all__ = [
     "ModelBundle",
     "count_cuda_devices",
-    "device_kind",
-    "dtype_on",
     "fast_dtype",
     "load_bundle",
     "pick_device",
@@ -138,16 +136,6 @@ def pick_device(asked: str, index: int = 0) -> torch.device:
     if asked == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", index)
-
-
-def device_kind(asked: str) -> Literal["cpu", "cuda"]:
-    """Name the kind of device that `pick_device` chooses here."""
-    return "cpu" if pick_device(asked).type == "cpu" else "cuda"
-
-
-def dtype_on(kind: str) -> str:
-    """Name the precision of `fast_dtype` on "cpu", which is this machine's, or "cuda"."""
-    return str(fast_dtype(torch.device(kind)))
 
 
 def count_cuda_devices(asked: str) -> int:

@@ -39,10 +39,10 @@ def arithmetic(asked: str) -> Arithmetic:
     DeviceError
         CUDA was asked for and there is none.
     """
-    from wsi_stain.translate.bundle import device_kind, dtype_on
+    from wsi_stain.translate.bundle import fast_dtype, pick_device
 
-    kind = device_kind(asked)
-    return Arithmetic(kind, dtype_on(kind))
+    device = pick_device(asked)
+    return Arithmetic("cpu" if device.type == "cpu" else "cuda", str(fast_dtype(device)))
 
 
 def in_common(answers: Sequence[Arithmetic]) -> Arithmetic:
