@@ -265,11 +265,19 @@ def plan_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     )
     return [
         ("slide", slide),
-        ("model", str(facts["bundle"])),
+        ("model", _model(facts)),
         ("plan", f"{facts['tiles'].replace(' of ', ' tiles of ', 1)} -> {out}"),
         *([("seeds", str(facts["seeds"]))] if "seeds" in facts else []),
         ("needs", needs),
     ]
+
+
+def _model(facts: Mapping[str, Any]) -> str:
+    """Word model and solver; a bundle without a net has none."""
+    if "solver" not in facts:
+        return str(facts["bundle"])
+    n = facts["evaluations a tile"]
+    return f"{facts['bundle']}; {facts['solver']}, {n} evaluation{'s'[: n > 1]} a tile"
 
 
 def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from wsi_stain import stages
 from wsi_stain.config import RunConfig
 from wsi_stain.dispatch import Executor, open_executor
@@ -91,6 +93,7 @@ def translate_planned(
     executor: Executor | None = None,
 ) -> RunResult:
     """Translate a slide that is planned already; closes it. All else as `translate_slide`."""
+    config = structs.replace(config, sample=plan.sample)  # what is recorded is what ran
     with plan.source:
         files = stages.prepare(plan, out, config)
         with OutputLock(files.lock) as lock:

@@ -23,8 +23,10 @@ from wsi_stain.config import (
     GuidanceSpec,
     NetSpec,
     RunConfig,
+    SampleConfig,
     SolverSpec,
     resolve_sampling,
+    settle_solver,
 )
 from wsi_stain.doctor import machine_bytes, nvidia_files, require_device
 from wsi_stain.geometry import Scale, choose_scale
@@ -77,8 +79,8 @@ class SlidePlan:
         Tiles, shards.
     projection
         Bytes and seconds this will take.
-    seeds
-        Noise seeds for each tile.
+    sample
+        How the model will be run; its solver is settled.
     """
 
     source: SlideSource
@@ -88,7 +90,7 @@ class SlidePlan:
     thumbnail_rgb: NDArray[np.uint8]
     grid: TileGrid
     projection: PlanProjection
-    seeds: int = 1
+    sample: SampleConfig
 
     @cached_property
     def glass(self) -> WhitePoint:
@@ -98,7 +100,11 @@ class SlidePlan:
     def facts(self) -> dict[str, Any]:
         """What a person wants to know before the work begins."""
         facts = plan_facts(self.source, self.spec, self.grid, self.projection)
-        return facts if self.seeds == 1 else facts | {"seeds": f"{self.seeds}: {COST_OF_SEEDS}"}
+        if self.spec.net is not None:
+            solver, _ = resolve_sampling(self.spec, self.sample)
+            facts |= {"solver": self.sample.solver, "evaluations a tile": solver.steps}
+        seeds = self.sample.seeds
+        return facts if seeds == 1 else facts | {"seeds": f"{seeds}: {COST_OF_SEEDS}"}
 
 
 def plan_slide(path: Path, config: RunConfig, listener: Listener = ignore) -> SlidePlan:
@@ -172,9 +178,8 @@ def _plan(source: SlideSource, spec: BundleSpec, config: RunConfig) -> SlidePlan
     if not config.tiles.shard_tiles:
         grid = replace(grid, shard_tiles=shard_size(grid.n_tiles))
     projection = project_plan(grid, spec, config)
-    return SlidePlan(
-        source, spec, scale, mask, thumbnail_rgb, grid, projection, config.sample.seeds
-    )
+    sample = settle_solver(spec, config.sample)
+    return SlidePlan(source, spec, scale, mask, thumbnail_rgb, grid, projection, sample)
 
 
 def some_tiles(plan: SlidePlan, n_tiles: int) -> SlidePlan:

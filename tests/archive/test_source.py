@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from wsi_stain.archive.jobs import Job, Part, make_jobs
 from wsi_stain.archive.source import Entry, find_entries
-from wsi_stain.config import RunConfig
+from wsi_stain.bundles import find_bundle, read_spec
+from wsi_stain.config import RunConfig, SampleConfig
 from wsi_stain.errors import BundleError, ConfigError
 
 Settle = Callable[..., RunConfig]
@@ -124,6 +125,15 @@ def test_output_name_is_a_plain_name_or_refused(name: str) -> None:
     except ConfigError:
         return
     assert Path("out", job.name).resolve().parent == Path("out").resolve()
+
+
+def test_job_names_the_solver_that_its_bundle_runs_by() -> None:
+    # Records name it: a batch must know its own work again whether or not the flag is given.
+    entry = Entry(Path("a.svs"), "a")
+    spec = read_spec(find_bundle(RunConfig().bundle))
+    assert make_jobs([entry], RunConfig())[0].config.sample.solver == spec.default_solver
+    asked = RunConfig(sample=SampleConfig(solver="teacher"))
+    assert make_jobs([entry], asked)[0].config.sample.solver == "teacher"
 
 
 def stems(settle: Settle, *entries: Entry) -> list[str]:

@@ -55,9 +55,39 @@ def test_variant_of_the_teacher_changes_the_teacher() -> None:
     assert (solver.steps, solver.start_step, solver.eta) == (9, 200, 1.0)
 
 
+def test_variant_of_the_student_changes_what_only_a_student_has() -> None:
+    raw = {"name": "v", "sample": {"solver": "student"}, "solver": {"edges_push": 0.5}}
+    variant = msgspec.convert(raw, Variant)
+    taught = msgspec.structs.replace(SPEC, student=StudentSpec(start_step=33))
+    spec = vary_spec(taught, variant)
+    assert spec.student == StudentSpec(start_step=33, edges_push=0.5)
+    assert spec.solver == SPEC.solver
+
+
+@pytest.mark.parametrize(
+    ("changes", "taken"),
+    [
+        ({}, "student"),
+        ({"guidance": {"weight": 0.25}}, "solver"),
+        ({"solver": {"order": 1}}, "solver"),
+    ],
+)
+def test_variant_that_changes_the_guided_solver_runs_it(
+    changes: dict[str, Any], taken: str
+) -> None:
+    student = StudentSpec(start_step=33)
+    taught = msgspec.structs.replace(SPEC, student=student, default_solver="student")
+    variant = msgspec.convert({"name": "v"} | changes, Variant)
+    spec = vary_spec(taught, variant)
+    solver, guidance = resolve_sampling(spec, variant.sample)
+    assert solver == getattr(spec, taken)
+    assert (guidance is None) == (taken == "student")
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
+        ('{ name = "v", solver = { edges_push = 1.0 } }', "SolverSpec has no `edges_push`"),
         ('{ name = "v", guidance = { wieght = 0.5 } }', "did you mean `weight`"),
         ('{ name = "v", guidance = { weight = 2.0 } }', r"GuidanceSpec\.weight.*variants"),
         ('{ name = "v", solver = { order = 3 } }', r"SolverSpec\.order.*variants"),

@@ -109,13 +109,14 @@ def test_student_goes_when_the_score_net_is_trained_anew(
 ) -> None:
     bundle = save_teacher(tmp_path / "b")
     distill_bundle(_recipe(tmp_path / "r.toml", he_root), tmp_path / "run", bundle, ignore)
+    save_nets(bundle, structs.replace(read_spec(bundle), default_solver="student"), {})
     text = (tmp_path / "r.toml").read_text().split("[distill]")[0].replace("distill", "score")
     score = tmp_path / "score.toml"
     score.write_text(text + "[net]\nchannels = [16, 16]\nblocks = 1\n")
     notes: list[Event] = []
     train_stage("score", score, tmp_path / "score", bundle, notes.append, samples=2, threads=1)
     spec = read_spec(bundle)
-    assert spec.student is None
+    assert (spec.student, spec.default_solver) == (None, "solver")
     assert not (bundle / "student.safetensors").exists()
     assert "student.safetensors" not in spec.files
     assert any("wsi-stain distill" in event.text for event in notes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -16,9 +17,12 @@ from wsi_stain.config import (
     BundleSpec,
     GuidanceSpec,
     SampleConfig,
+    SolverName,
     SolverSpec,
     StudentSpec,
+    decode_bundle_spec,
     resolve_sampling,
+    settle_solver,
 )
 from wsi_stain.errors import BundleError, ConfigError
 from wsi_stain.stain.normalize import StainTransform
@@ -179,6 +183,40 @@ def test_bundle_without_student_names_the_verb_when_asked(tiny_bundle: Path) -> 
         resolve_sampling(bundle.spec, STUDENT)
     with pytest.raises(BundleError, match="wsi-stain distill"):
         bundle.sampler(StudentSpec(), None)
+
+
+@pytest.mark.parametrize(
+    ("default", "asked", "runs"),
+    [
+        ("student", {}, "student"),
+        ("student", {"seeds": 3, "batch_tiles": 2}, "student"),
+        ("student", {"solver": "teacher"}, "teacher"),
+        ("student", {"steps": 3}, "solver"),
+        ("student", {"start_step": 100}, "solver"),
+        ("student", {"guided": False}, "solver"),
+        ("student", {"guidance": GuidanceSpec()}, "solver"),
+        ("teacher", {"steps": 3}, "teacher"),
+        ("solver", {}, "solver"),
+        ("solver", {"solver": "student"}, "student"),
+    ],
+)
+def test_bundle_names_the_solver_where_nobody_asks_for_one(
+    default: SolverName, asked: dict[str, object], runs: SolverName
+) -> None:
+    spec = BundleSpec(
+        name="taught", marker="x", student=StudentSpec(start_step=77), default_solver=default
+    )
+    sample = structs.replace(SampleConfig(), **asked)
+    settled = settle_solver(spec, sample)
+    assert settled == structs.replace(sample, solver=runs)
+    assert resolve_sampling(spec, sample) == resolve_sampling(spec, settled)
+    assert (resolve_sampling(spec, sample)[0] == spec.student) == (runs == "student")
+
+
+def test_default_student_that_is_not_there_is_refused_when_read() -> None:
+    spec = BundleSpec(name="untaught", marker="x", default_solver="student")
+    with pytest.raises(BundleError, match="default_solver is the student, and there is none"):
+        decode_bundle_spec(msgspec.json.encode(spec), "bundle.json")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import msgspec
 
 from wsi_stain.archive.source import Entry
 from wsi_stain.bundles import bundle_digest, find_bundle, read_spec
-from wsi_stain.config import RunConfig
+from wsi_stain.config import BundleSpec, RunConfig, settle_solver
 from wsi_stain.errors import ConfigError
 from wsi_stain.layout import safe_name, slug
 from wsi_stain.slides.identity import companions
@@ -121,19 +121,21 @@ def make_jobs(entries: Sequence[Entry], config: RunConfig) -> list[Job]:
     """
 
     @functools.cache
-    def bundle(name: str) -> tuple[str, str]:
+    def bundle(name: str) -> tuple[BundleSpec, str]:
         folder = find_bundle(name)
-        return read_spec(folder).marker, bundle_digest(folder)
+        return read_spec(folder), bundle_digest(folder)
 
     jobs = []
     for entry in entries:
-        marker, digest = bundle(entry.bundle or config.bundle)
+        name = entry.bundle or config.bundle
+        spec, digest = bundle(name)
         stem = _checked(entry) if entry.out else safe_name(entry.slide.name)
-        settings = msgspec.structs.replace(config, bundle=entry.bundle or config.bundle)
+        sample = settle_solver(spec, config.sample)
+        settings = msgspec.structs.replace(config, bundle=name, sample=sample)
         if entry.mpp is not None:
             slide = msgspec.structs.replace(config.slide, mpp=entry.mpp)
             settings = msgspec.structs.replace(settings, slide=slide)
-        jobs.append(Job("", stem, entry.slide, marker, digest, settings))
+        jobs.append(Job("", stem, entry.slide, spec.marker, digest, settings))
     for longer in (_by_folder, _by_suffix):
         for index in _clashing(jobs):
             if not entries[index].out:

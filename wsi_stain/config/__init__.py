@@ -18,6 +18,7 @@ from wsi_stain.config.bundle import (
     GuidanceSpec,
     HeadsSpec,
     NetSpec,
+    SolverName,
     SolverSpec,
     StudentSpec,
 )
@@ -38,6 +39,7 @@ from wsi_stain.config.run import (
     TrustConfig,
     WriteConfig,
     resolve_sampling,
+    settle_solver,
 )
 from wsi_stain.config.train import (
     DataConfig,
@@ -84,6 +86,7 @@ __all__ = [
     "Settings",
     "SlideConfig",
     "SlurmConfig",
+    "SolverName",
     "SolverSpec",
     "StainConfig",
     "StartImage",
@@ -97,4 +100,5 @@ __all__ = [
     "load_recipe",
     "resolve_run_config",
     "resolve_sampling",
+    "settle_solver",
 ]

@@ -22,6 +22,7 @@ from wsi_stain.config.values import (
 )
 
 BUNDLE_SCHEMA = 1
+SolverName = Literal["solver", "teacher", "student"]
 
 
 class SolverSpec(Settings, frozen=True, kw_only=True):
@@ -151,7 +152,11 @@ class ColorReference(Settings, frozen=True, kw_only=True):
 
 
 class BundleSpec(Settings, frozen=True, kw_only=True):
-    """`bundle.json`: what a bundle is, what it was trained on and how it is best run."""
+    """`bundle.json`: what a bundle is, what it was trained on and how it is best run.
+
+    `default_solver` is which of the three runs where nobody asks: the fastest that measures no
+    worse than the teacher.
+    """
 
     schema: int = BUNDLE_SCHEMA
     name: str
@@ -168,6 +173,7 @@ class BundleSpec(Settings, frozen=True, kw_only=True):
     solver: SolverSpec = SolverSpec()
     teacher: SolverSpec = SolverSpec(steps=300, order=1, eta=1.0, shift="mean")
     student: StudentSpec | None = None
+    default_solver: SolverName = "solver"
     guidance: GuidanceSpec = GuidanceSpec()
     color: ColorReference = ColorReference()
     trained_samples: int = 0

@@ -86,6 +86,8 @@ def decode_bundle_spec(data: bytes, source: str) -> BundleSpec:
             hint="Install a newer wsi-stain.",
         )
     spec = _convert(raw, BundleSpec, source, BundleError)
+    if spec.default_solver == "student" and spec.student is None:
+        raise BundleError(f"{source}: default_solver is the student, and there is none.")
     solvers = [solver for solver in (spec.solver, spec.teacher, spec.student) if solver]
     highest = max(solver.start_step for solver in solvers)
     if highest > spec.timesteps:

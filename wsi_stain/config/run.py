@@ -10,7 +10,13 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from wsi_stain.config.bundle import BundleSpec, GuidanceSpec, SolverSpec, StudentSpec
+from wsi_stain.config.bundle import (
+    BundleSpec,
+    GuidanceSpec,
+    SolverName,
+    SolverSpec,
+    StudentSpec,
+)
 from wsi_stain.config.values import (
     Fraction,
     MaskMpp,
@@ -53,11 +59,14 @@ class StainConfig(Settings, frozen=True, kw_only=True):
 class SampleConfig(Settings, frozen=True, kw_only=True):
     """How to run the model. `None` means: as the bundle says.
 
+    Who states steps, a start level or a guidance, or none, asks for the guided solver: a student
+    runs in one way only.
+
     ``seeds=K`` runs every tile with K noise seeds, from the run's seed on: K times the cost, and
     the spread of the brown as a second pyramid. The picture is that of the first.
     """
 
-    solver: Literal["solver", "teacher", "student"] = "solver"
+    solver: SolverName | None = None
     steps: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
     start_step: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
     start_image: StartImage | None = None
@@ -187,14 +196,35 @@ class RunConfig(Settings, frozen=True, kw_only=True):
     cluster: ClusterConfig = ClusterConfig()
 
 
+def settle_solver(spec: BundleSpec, config: SampleConfig) -> SampleConfig:
+    """Name the solver: as asked, else as the bundle says.
+
+    Returns
+    -------
+    SampleConfig
+        Its `solver` is set, all else as it was: what keys and records are made of.
+    """
+    if config.solver is not None:
+        return config
+    name: SolverName = spec.default_solver
+    if name == "student" and _asks_for_solver(config):
+        name = "solver"
+    return msgspec.structs.replace(config, solver=name)
+
+
+def _asks_for_solver(config: SampleConfig) -> bool:
+    """Tell whether anything is stated that only a guided solver has."""
+    stated = (config.steps, config.start_step, config.guidance)
+    return stated != (None, None, None) or not config.guided
+
+
 def _student(spec: BundleSpec, config: SampleConfig) -> StudentSpec:
     if spec.student is None:
         raise BundleError(
             f"Bundle {spec.name} carries no student.",
             hint="Train one with wsi-stain distill, or leave out --solver student.",
         )
-    asked = (config.steps, config.start_step, config.guidance)
-    if asked != (None, None, None) or not config.guided:
+    if _asks_for_solver(config):
         raise ConfigError(
             f"The student of bundle {spec.name} was trained for {spec.student.steps} step(s) from "
             f"level {spec.student.start_step} and for one guidance, and runs no other way.",
@@ -222,6 +252,7 @@ def resolve_sampling(
     ConfigError
         The student is asked to run otherwise than it was trained.
     """
+    config = settle_solver(spec, config)
     if config.solver == "student":
         return _student(spec, config), None
     solver = spec.teacher if config.solver == "teacher" else spec.solver

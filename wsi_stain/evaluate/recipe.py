@@ -23,8 +23,10 @@ from wsi_stain.config import (
     SampleConfig,
     Seed,
     Settings,
+    SolverName,
     SolverSpec,
     StainConfig,
+    StudentSpec,
 )
 
 __all__ = ["EvaluateConfig", "ImageChoice", "ImageGroup", "NullRow", "Variant", "vary_spec"]
@@ -76,8 +78,8 @@ class ImageGroup(ImageChoice, frozen=True, kw_only=True):
 class Variant(Settings, frozen=True, kw_only=True):
     """One way to run the model: named changes to what the bundle says.
 
-    `solver` and `guidance` hold single fields of `SolverSpec` and `GuidanceSpec`; those not named
-    stay as the bundle has them.
+    `solver` and `guidance` hold single fields of `SolverSpec` (a student's: `StudentSpec`) and
+    `GuidanceSpec`; those not named stay as the bundle has them.
     """
 
     name: Name
@@ -89,7 +91,8 @@ class Variant(Settings, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.sample.guidance is not None:
             raise ValueError("write guidance = {...} of the variant, not of its sample")
-        _changed(SolverSpec(), self.solver)
+        student = self.sample.solver == "student"
+        _changed(StudentSpec() if student else SolverSpec(), self.solver)
         _changed(GuidanceSpec(), self.guidance)
 
 
@@ -137,13 +140,16 @@ def vary_spec(spec: BundleSpec, variant: Variant) -> BundleSpec:
     spec
         As the bundle states it.
     variant
-        Its `solver` changes the solver that its `sample` asks for, the teacher included.
+        Its `solver` changes the solver that its `sample` asks for, the teacher included. Where it
+        changes solver or guidance and asks for none, it is the guided solver's.
     """
-    which = variant.sample.solver
-    changed: dict[str, Settings] = {"guidance": _changed(spec.guidance, variant.guidance)}
+    own = bool(variant.solver or variant.guidance)
+    default: SolverName = "solver" if own else spec.default_solver
+    which = variant.sample.solver or default
+    changed: dict[str, Any] = {"guidance": _changed(spec.guidance, variant.guidance)}
     if (settings := getattr(spec, which)) is not None:  # none: a bundle without a student
         changed[which] = _changed(settings, variant.solver)
-    return msgspec.structs.replace(spec, **changed)
+    return msgspec.structs.replace(spec, default_solver=default, **changed)
 
 
 def _changed(settings: S, changes: dict[str, Any]) -> S:

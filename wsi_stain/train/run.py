@@ -281,7 +281,9 @@ def _drop_followers(spec: BundleSpec, bundle: Path, listener: Listener) -> Bundl
             continue
         (bundle / FILES[part]).unlink(missing_ok=True)
         files = {file: digest for file, digest in spec.files.items() if file != FILES[part]}
-        spec = structs.replace(spec, **{part: None, "files": files})
+        # Without its student a bundle runs by its solver.
+        default = {"default_solver": "solver"} if spec.default_solver == part else {}
+        spec = structs.replace(spec, **{part: None, "files": files}, **default)
         text = f"The old score net's {part} removed; train anew: {remedy}"
         listener(Event("train", "note", text=text))
     return spec

@@ -74,7 +74,7 @@ solver_options = together(
         click.option(
             "--solver",
             "sample__solver",
-            help="student (1 step), solver (few steps) or teacher (many).",
+            help="student (1 step), solver (few steps) or teacher (many); else as the bundle says.",
         ),
         click.option("--steps", "sample__steps", type=int, help="Steps of the solver."),
     ]
