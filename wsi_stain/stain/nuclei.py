@@ -174,22 +174,29 @@ def nucleus_light(densities: Floats, tissue: Floats, colors: NucleusColors) -> l
     begin, end = colors.brown_from
     inside = _inside(own, colors.mpp)
     wideness = rise(_wide(own, colors.mpp), *(share * begin for share in WIDE_SHARES))
-    brownness = rise(inside, begin, end) * (1.0 - wideness)
+    brownness = rise(inside, begin, end)
+    brownness *= 1.0 - wideness
     blue = follow_curve(own, colors.blue_in, colors.blue_od)
     blue *= 1.0 - np.float32(WIDE_PALENESS) * wideness
     blue *= blue
     eosin *= eosin
     browns = follow_curves(own, colors.brown_in, tuple(zip(*colors.brown_od, strict=True)))
-    lights = []
-    for blue_per, brown, stroma, veil in zip(
+    clear = -tissue
+    for blue_per, light, stroma, veil in zip(
         colors.blue_rgb, browns, colors.stroma_rgb, colors.veil_rgb, strict=True
     ):
         # Stroma lies beside the nuclei and not over them: the larger of both prevails.
-        pale = np.float32(blue_per**2) * blue + np.float32(stroma**2) * eosin
-        beside = np.sqrt(pale + np.float32(veil**2))
-        od = (beside + brownness * (brown - beside)) * tissue
-        lights.append(np.exp(-od))
-    return lights
+        beside = np.float32(blue_per**2) * blue
+        beside += np.float32(stroma**2) * eosin
+        beside += np.float32(veil**2)
+        np.sqrt(beside, out=beside)
+        # In place from here on: a brown's OD becomes the light that passes.
+        light -= beside
+        light *= brownness
+        light += beside
+        light *= clear
+        np.exp(light, out=light)
+    return browns
 
 
 def _wide(density: Floats, mpp: float) -> Floats:

@@ -24,7 +24,7 @@ __all__ = ["COLOR_VERSION", "StartTransform", "fit_nuclei_start", "fit_start"]
 
 # Part of what shards, teacher pairs and evaluated rows are known by. Raise it where the same
 # numbers begin to give another start image, or other glass.
-COLOR_VERSION = 3
+COLOR_VERSION = 4
 
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.float32]
