@@ -38,7 +38,7 @@ SUMMARY = {
     "bytes": 2_100_000,
     "tiles": 81,
     "flags": [],
-    "seconds": {"fill": 5.61, "translate": 64.2},
+    "seconds": {"fill": 5.61, "translate": 64.2, "in all": 66.0},
     "note": "virtual stain, research use only",
 }
 
@@ -51,10 +51,18 @@ def test_plan_says_slide_model_work_and_needs() -> None:
     assert "research use only" in rows["model"]
 
 
+def test_plan_names_the_solver_and_what_it_costs_a_tile() -> None:
+    bare = dict(plan_rows(PLAN))["model"]
+    few = dict(plan_rows({**PLAN, "solver": "solver", "evaluations a tile": 8}))["model"]
+    one = dict(plan_rows({**PLAN, "solver": "student", "evaluations a tile": 1}))["model"]
+    assert few == f"{bare}; solver, 8 evaluations a tile"
+    assert one == f"{bare}; student, 1 evaluation a tile"
+
+
 def test_summary_tells_files_flags_times_and_what_else_there_is() -> None:
     rows = dict(summary_rows({**SUMMARY, "numbers": {"labelling index %": 12.5}}))
     assert rows["picture"] == "1110 x 1484 px, 0.998 um/px, 81 tiles, 2.1 MB"
-    assert rows["time"] == "read patches 5.6 s, translate 64 s"
+    assert rows["time"] == "read patches 5.6 s, translate 64 s; beside each other, 66 s in all"
     assert rows["flags"] == "none"
     assert rows["numbers"] == "labelling index % 12.5"
     assert rows["next"] == "wsi-stain report o/a_ki67.run"

@@ -285,7 +285,8 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     picture = f"{summary['size']}, {summary['pixel size um']} um/px, {summary['tiles']} tiles"
     if "bytes" in summary:
         picture += f", {megabytes(summary['bytes'] / 1e6)}"
-    seconds = summary["seconds"]
+    seconds = dict(summary["seconds"])
+    whole = seconds.pop("in all")
     times = [f"{STAGE_NAMES.get(name, name)} {duration(s)}" for name, s in seconds.items()]
     others = [(n, _plain(v)) for n, v in summary.items() if n not in SUMMARY_KEYS and v]
     return [
@@ -294,7 +295,7 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("run folder", str(summary["run folder"])),
         *others,
         ("flags", "; ".join(summary.get("flags", ())) or "none"),
-        ("time", ", ".join(times)),
+        ("time", f"{', '.join(times)}; beside each other, {duration(whole)} in all"),
         *_what_next(summary),
         ("note", str(summary["note"])),
     ]

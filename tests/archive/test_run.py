@@ -125,6 +125,22 @@ def test_record_is_readable_and_names_no_folder(
         assert "Jane" not in text
 
 
+def test_pages_are_written_of_slides_that_were_done_before_too(
+    tmp_path: Path, archive_folder: Path, run_over: RunOver, states: States
+) -> None:
+    out, page = tmp_path / "out", Path("report/index.html")
+    run_over(f"{archive_folder}/s0.tiff", out)
+    assert not (out / "s0_test.run" / page).exists()
+    record = run_over(f"{archive_folder}/s[01].tiff", out, report=True)
+    assert states(record) == {"s0_test": "skipped", "s1_test": "done"}
+    written = [out / f"{name}.run" / page for name in ("s0_test", "s1_test")]
+    assert all("Virtual stain" in path.read_text(encoding="utf-8") for path in written)
+    assert not [slide.notes for slide in record.slides if "report" in " ".join(slide.notes)]
+    before = [path.stat().st_mtime_ns for path in written]
+    run_over(f"{archive_folder}/s[01].tiff", out, report=True)
+    assert [path.stat().st_mtime_ns for path in written] == before, "a page that is there stays"
+
+
 def test_damaged_output_is_made_again_and_a_foreign_one_is_kept(
     tmp_path: Path, small_slide: Path, run_over: RunOver, settle: Settle, states: States
 ) -> None:

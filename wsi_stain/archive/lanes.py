@@ -196,7 +196,7 @@ class Lanes:
             files = self._files(turn.job)
             past = self._look_back(turn.job)
             if past is not None and not past.fault:
-                self._skip(turn.job, files, past)
+                self._skip(turn.job, files, past, log)
             else:
                 self._translate(turn, past, workers, log)
         except StoppedError:
@@ -218,7 +218,7 @@ class Lanes:
             summary = self._road(slide, turn, config, self._listening(job, log), workers)
         self._tidy(job)
         if self._orders.config.report:
-            notes += self._report(job, log)
+            notes += self._report(job, log, is_fresh=True)
         positive, doubt = self._positive(self._files(job))
         notes += doubt
         self._ledger.enter(
@@ -260,10 +260,11 @@ class Lanes:
 
         return listen
 
-    def _report(self, job: Job, log: SlideLog) -> list[str]:
+    def _report(self, job: Job, log: SlideLog, *, is_fresh: bool) -> list[str]:
         """Write a slide's page; where that fails the slide is done all the same, with a note."""
+        folder, listener = self._files(job).folder, self._listening(job, log)
         try:
-            write_report(self._files(job).folder, is_fresh=True, listener=self._listening(job, log))
+            write_report(folder, is_fresh=is_fresh, listener=listener)
         except WsiStainError as error:
             return [f"The report could not be written: {self._clean(told(error))}"]
         return []
@@ -276,11 +277,14 @@ class Lanes:
             text = self._clean(told(error))
             return None, [f"The positive area could not be measured: {text}"]
 
-    def _skip(self, job: Job, files: RunFiles, past: Past) -> None:
-        record, doubt = past.record, list[str]()
+    def _skip(self, job: Job, files: RunFiles, past: Past, log: SlideLog) -> None:
+        record, doubts = past.record, list[str]()
         positive = self._ledger.known(job).positive_fraction
         if positive is None:
-            positive, doubt = self._positive(files)
+            positive, doubts = self._positive(files)
+        # Done before anybody asked for pages.
+        if self._orders.config.report and not files.report.exists():
+            doubts += self._report(job, log, is_fresh=False)
         self._ledger.enter(
             job,
             files,
@@ -288,7 +292,7 @@ class Lanes:
             tiles=record.tiles.get("tiles", 0),
             positive_fraction=positive,
             flags=record.flags,
-            notes=[*(self._clean(note) for note in record.notes), *doubt],
+            notes=[*(self._clean(note) for note in record.notes), *doubts],
             error="",
             next="",
         )
@@ -300,7 +304,7 @@ class Lanes:
         if isinstance(error, OutputError) and not self._is_needed(job):
             past = self._look_back(job)
             if past is not None:
-                self._skip(job, self._files(job), past)
+                self._skip(job, self._files(job), past, log)
                 return
         if self._stopping.is_set():
             # Whatever it was that broke, it did so because all ends: the slide has no fault.
