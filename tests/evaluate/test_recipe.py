@@ -126,7 +126,7 @@ def test_bad_recipe_is_refused_in_one_line(
 def test_shipped_recipe_loads_and_every_variant_differs(path: Path) -> None:
     config, _ = load_recipe(path, EvaluateConfig)
     made = set()
-    for variant in config.variants:
+    for variant in config.runs:
         shipped = read_spec(find_bundle(config.bundle))
         spec = vary_spec(msgspec.structs.replace(shipped, student=StudentSpec()), variant)
         sampling = resolve_sampling(spec, variant.sample)
@@ -134,6 +134,15 @@ def test_shipped_recipe_loads_and_every_variant_differs(path: Path) -> None:
         made.add(msgspec.json.encode([*sampling, start, variant.seed or config.seed]))
     assert len(made) == len(config.variants)
     assert not Path(config.root).is_absolute()
+
+
+def test_recipe_names_the_solver_of_variants_that_name_none(tmp_path: Path) -> None:
+    variants = '{ name = "a" }, { name = "b", sample = { solver = "teacher", seeds = 2 } }'
+    head = f'nulls = ["source"]\nsolver = "student"\nvariants = [{variants}]\n'
+    named = [variant.sample.solver for variant in load(tmp_path, head + GROUP).runs]
+    assert named == ["student", "teacher"]
+    bare = load(tmp_path, head.replace('solver = "student"\n', "") + GROUP)
+    assert bare.runs == bare.variants
 
 
 def test_recipes_are_there() -> None:

@@ -145,7 +145,7 @@ def _prepare(config: EvaluateConfig) -> Bench:
     """Load and check everything before the first image is worked on."""
     files = tuple(find_images(config))
     bundle = load_bundle(config.bundle, pick_device(config.device))
-    variants = [ModelPainter.of(variant, bundle, config) for variant in config.variants]
+    variants = [ModelPainter.of(variant, bundle, config) for variant in config.runs]
     root, color = Path(config.root).expanduser(), bundle.spec.color
     palette = np.empty((0, 3), np.uint8)
     if config.palette is not None:

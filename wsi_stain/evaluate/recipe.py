@@ -100,7 +100,8 @@ class EvaluateConfig(Settings, frozen=True, kw_only=True):
     """Everything `evaluate` may be told.
 
     ``crop_px=0`` takes whole images; else the central square of that side, at the model's pixel
-    size. The first variant is what the others are compared with. `palette` names training IHC,
+    size. The first variant is what the others are compared with; `solver` is that of the variants
+    that name none. `palette` names training IHC,
     whose colors the null rows take; `real` names held-out IHC of the bundle's own stain, for the
     comparison of whole sets that needs no pairs.
     """
@@ -115,6 +116,7 @@ class EvaluateConfig(Settings, frozen=True, kw_only=True):
     stain: StainConfig = StainConfig()
     images: Annotated[tuple[ImageGroup, ...], msgspec.Meta(min_length=1)]
     variants: Annotated[tuple[Variant, ...], msgspec.Meta(min_length=1)]
+    solver: SolverName | None = None  # as the bundle says
     nulls: tuple[NullRow, ...] = ("source", "null-recolor", "null-blur")
     palette: ImageChoice | None = None
     real: tuple[ImageChoice, ...] = ()
@@ -130,6 +132,15 @@ class EvaluateConfig(Settings, frozen=True, kw_only=True):
                 raise ValueError(f"two {kind} of one name: {', '.join(twice)}")
         if self.palette is None and set(self.nulls) - {"source"}:
             raise ValueError("null rows take the colors of training IHC: add [palette]")
+
+    @property
+    def runs(self) -> tuple[Variant, ...]:
+        """The variants, each with its solver as far as the recipe names one."""
+        replace = msgspec.structs.replace
+        return tuple(
+            replace(v, sample=replace(v.sample, solver=v.sample.solver or self.solver))
+            for v in self.variants
+        )
 
 
 def vary_spec(spec: BundleSpec, variant: Variant) -> BundleSpec:
