@@ -2,9 +2,9 @@
 
 The bare sampler runs in one process per core, one thread each, on tiles in memory: no slide, no
 store, no color, no pyramid; loading the model does not count. CPU seconds are those of all
-processes. `--tiles N` sets the size of the slide (about: the grid is square). Last, the net's own
-operations per second of the whole road, beside the convolution that takes most of them, run on all
-cores at once.
+processes. `--tiles N` sets the size of the slide (about: the grid is square), `--ways` which of
+student, solver and teacher run. Last, the net's own operations per second of the whole road, beside
+the convolution that takes most of them, run on all cores at once.
 """
 
 from __future__ import annotations
@@ -69,19 +69,25 @@ def main() -> None:
     if sys.argv[1:2] == ["--conv"]:
         convolve()
         return
-    n_tiles = TILES
-    if "--tiles" in sys.argv:
-        at = sys.argv.index("--tiles")
-        n_tiles = int(sys.argv[at + 1])
-        del sys.argv[at : at + 2]
+    n_tiles = int(taken("--tiles", str(TILES)))
+    ways = taken("--ways", "student,solver").split(",")
     ruler = start("road", __doc__)
     adopt_orphans()
-    has_student = load_bundle(BUNDLE, torch.device("cpu")).student is not None
     with tempfile.TemporaryDirectory() as folder:
         slide = write_slide(Path(folder) / "slide.svs", QUICK_TILES if ruler.quick else n_tiles)
-        for way in ["student", "solver"] if has_student else ["solver"]:
+        for way in ways:
             bench_way(ruler, slide, way)
     bench_dispatch(ruler)  # last: the parent of its workers stays a child of this process
+
+
+def taken(name: str, otherwise: str) -> str:
+    """Take a flag and its value out of the command line."""
+    if name not in sys.argv:
+        return otherwise
+    at = sys.argv.index(name)
+    value = sys.argv[at + 1]
+    del sys.argv[at : at + 2]
+    return value
 
 
 # ---- the road -------------------------------------------------------------------------------
