@@ -46,6 +46,10 @@ def test_time_follows_the_bundle_and_what_is_asked_of_it() -> None:
     once, twice = (seconds(steps=steps, guided=False) for steps in (10, 20))
     assert spec.net is not None
     assert (twice - once) / 64 / 10 == pytest.approx(count_net_flop(spec.net, 256) / 58e9)
+    start_s = once - (twice - once)
+    assert 1.0 < start_s < 5.0, (
+        "a run of no tile takes as long as its workers' start and its report"
+    )
     # Structure in closed form takes a tenth of the net; the bench of the model says so.
     assert 1.05 < seconds(steps=20) / twice < 1.2
 

@@ -55,6 +55,7 @@ NET_FLOP_S = {"cpu": 5.8e10, "cuda": 2.4e13}
 EDGES_S, CRITIC_S = 0.1, 0.38
 CONTRAST_EVALUATIONS = 1.26  # of the net: two encodings and the way back
 ROAD_S = 0.15  # per megapixel: reading, start image, glass, storing
+START_S = 2.5  # until workers begin, then checks, outlines and report
 WORKER_BYTES = 900 * 2**20
 COST_OF_SEEDS = "each translates every tile, the time is that of all"
 LARGEST_SHARD_TILES = 64
@@ -218,7 +219,7 @@ def project_plan(grid: TileGrid, spec: BundleSpec, config: RunConfig) -> PlanPro
     road_s = ROAD_S * spec.tile_px**2 / 1e6
     tile_s = config.sample.seeds * (sharing * net_s + road_s)
     lossless = config.write.lossless or config.write.format == "ome-zarr"
-    speeds = Speeds(tile_s, n_workers, WORKER_BYTES)
+    speeds = Speeds(tile_s, n_workers, WORKER_BYTES, START_S)
     spread = config.sample.seeds > 1
     projection = project(grid, speeds, lossless=lossless, spread=spread)
     if not config.cluster.is_remote:

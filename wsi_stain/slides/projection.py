@@ -35,11 +35,14 @@ class Speeds:
         Workers at once.
     worker_bytes
         Memory of a worker with the model, without patches.
+    start_s
+        Seconds that a run of a single tile takes.
     """
 
     tile_s: float
     n_workers: int
     worker_bytes: int
+    start_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ def project(
         store_bytes=n_arrays * grid.n_tiles * tile_bytes + spread * grid.n_tiles * tile_bytes // 3,
         output_bytes=int(tissue_px * bytes_per_px + blank_px * BLANK_BYTES_PER_PX),
         memory_bytes=max(speeds.n_workers * worker_bytes, WRITER_BYTES + 2 * band_bytes),
-        seconds=grid.n_tiles * speeds.tile_s / max(1, min(speeds.n_workers, grid.n_shards)),
+        seconds=speeds.start_s
+        + grid.n_tiles * speeds.tile_s / max(1, min(speeds.n_workers, grid.n_shards)),
     )
 
 
