@@ -111,7 +111,11 @@ def test_completion_offers_verbs_and_flags() -> None:
 
 
 def test_ome_zarr_is_made_validated_and_reported(
-    run: Run, tmp_path: Path, identity_bundle: Path, synthetic_slide: Path
+    run: Run,
+    tmp_path: Path,
+    identity_bundle: Path,
+    synthetic_slide: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe = tmp_path / "r.toml"
     recipe.write_text('[cluster]\nexecutor = "serial"\n')
@@ -126,6 +130,11 @@ def test_ome_zarr_is_made_validated_and_reported(
     assert f"next         wsi-stain quantify {output}" in out
     assert run("validate", output)[0] == 0
     assert run("report", output)[0] == 0
+    shown: list[str] = []
+    monkeypatch.setattr(click, "launch", shown.append)
+    monkeypatch.chdir(tmp_path)
+    assert run("report", "out/synthetic_test.run", "--open")[0] == 0
+    assert shown == [page.resolve().as_uri()]
     (record,) = RunManifest.load(
         output.with_name("synthetic_test.run") / "manifest.json"
     ).content.outputs

@@ -141,6 +141,19 @@ def test_pages_are_written_of_slides_that_were_done_before_too(
     assert [path.stat().st_mtime_ns for path in written] == before, "a page that is there stays"
 
 
+def test_work_of_workers_elsewhere_is_known_again(
+    tmp_path: Path, archive_folder: Path, run_over: RunOver, states: States
+) -> None:
+    # The record of a run over a scheduler holds no address, without which it is no settings.
+    source, out = f"{archive_folder}/s0.tiff", tmp_path / "out"
+    run_over(source, out)
+    path = out / "s0_test.run" / "manifest.json"
+    record = json.loads(path.read_text())
+    record["settings"]["cluster"]["executor"] = "address"
+    path.write_text(json.dumps(record))
+    assert states(run_over(source, out)) == {"s0_test": "skipped"}
+
+
 def test_damaged_output_is_made_again_and_a_foreign_one_is_kept(
     tmp_path: Path, small_slide: Path, run_over: RunOver, settle: Settle, states: States
 ) -> None:

@@ -76,8 +76,10 @@ def look_back(job: Job, files: RunFiles, *, verify: bool) -> Past | None:
 
 
 def _settings(raw: dict[str, Any]) -> RunConfig | None:
+    # Records leave out hosts and keys, so what they hold of a cluster need not be one.
+    kept = {name: value for name, value in raw.items() if name != "cluster"}
     try:
-        return msgspec.convert(raw, RunConfig)
+        return msgspec.convert(kept, RunConfig)
     except msgspec.ValidationError:
         return None  # of another version
 

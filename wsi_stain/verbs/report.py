@@ -28,4 +28,4 @@ def report(run: Path, slide: Path | None, show: bool) -> None:
     page = write_report(run, slide=slide)
     click.echo(str(page))
     if show:
-        click.launch(page.as_uri())
+        click.launch(page.absolute().as_uri())
