@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -52,6 +53,18 @@ def test_time_follows_the_bundle_and_what_is_asked_of_it() -> None:
     )
     # Structure in closed form takes a tenth of the net; the bench of the model says so.
     assert 1.05 < seconds(steps=20) / twice < 1.2
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.5, 1.0])
+def test_pixels_that_are_enlarged_are_told_before_the_work(
+    mpp: float, synthetic_slide: Path
+) -> None:
+    config = msgspec.convert({"bundle": "ki67", "slide": {"mpp": mpp}}, RunConfig)
+    plan = plan_slide(synthetic_slide, config)
+    with plan.source:
+        told = [note for note in plan.notes if "coarser than the model's 0.5 um" in note]
+        assert bool(told) == (mpp == 1.0)
+        assert plan.facts().get("notes", []) == told
 
 
 def test_cuda_where_there_is_none_is_refused_before_the_slide_is_opened(

@@ -269,6 +269,7 @@ def plan_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("plan", f"{facts['tiles'].replace(' of ', ' tiles of ', 1)} -> {out}"),
         *([("seeds", str(facts["seeds"]))] if "seeds" in facts else []),
         ("needs", needs),
+        *(("note", note) for note in facts.get("notes", ())),
     ]
 
 

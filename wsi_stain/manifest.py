@@ -118,6 +118,11 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=False):
     flags: list[str] = []  # doubts about this result, for a machine
     notes: list[str] = []  # remarks for a person
 
+    @property
+    def slide_mpp(self) -> float:
+        """Pixel size of the H&E, um/px; 0 where a record does not say it."""
+        return float(self.slide.get("pixel size um", 0.0))
+
 
 class RunManifest:
     """The record of one run and the file it lives in.

@@ -98,12 +98,26 @@ class SlidePlan:
         """The slide's white, measured on the thumbnail; once, for all who ask."""
         return estimate_white(self.thumbnail_rgb, self.source.background)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Doubts about the slide and its pixels that a person should hear."""
+        if self.scale.factor >= 1.0:
+            return self.source.notes
+        enlarged = (
+            f"The slide's pixels are {self.source.mpp_l0:.3g} um, coarser than the model's "
+            f"{self.spec.mpp:g} um: they are enlarged, and no nucleus is counted. "
+            "What is finer is drawn by the model alone."
+        )
+        return (*self.source.notes, enlarged)
+
     def facts(self) -> dict[str, Any]:
         """What a person wants to know before the work begins."""
         facts = plan_facts(self.source, self.spec, self.grid, self.projection)
         if self.spec.net is not None:
             solver, _ = resolve_sampling(self.spec, self.sample)
             facts |= {"solver": self.sample.solver, "evaluations a tile": solver.steps}
+        if self.notes:
+            facts["notes"] = list(self.notes)
         seeds = self.sample.seeds
         return facts if seeds == 1 else facts | {"seeds": f"{seeds}: {COST_OF_SEEDS}"}
 

@@ -41,6 +41,7 @@ def make_run(synthetic_slide: Path) -> MakeRun:
         marker: str = "Ki-67",
         note: str = "",
         keeps_he: bool = True,
+        slide_mpp: float = 0.5,
         blank: tuple[int, int, int, int] = (0, 0, 0, 0),
     ) -> Path:
         output, run = folder / (name + OUTPUT_SUFFIX), folder / (name + RUN_SUFFIX)
@@ -54,6 +55,7 @@ def make_run(synthetic_slide: Path) -> MakeRun:
             x_px, y_px, width_px, height_px = blank
             pixels[y_px : y_px + height_px, x_px : x_px + width_px] = HE_WHITE
             slide = {"digest": source.digest, "size": str(source.size_l0)}
+            slide |= {"pixel size um": slide_mpp}
         write_pyramid(output, scale.size_out, [pixels], scale.mpp_out, WriteConfig(), name=name)
         manifest = RunManifest.begin(
             run / "manifest.json",

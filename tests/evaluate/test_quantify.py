@@ -236,6 +236,26 @@ def test_coarse_pixels_are_measured_without_nuclei(picture: Path, tmp_path: Path
     assert {row["n_nuclei"] for row in rows} == {""}
 
 
+def test_picture_as_scanned_at_ten_fold_is_not_enlarged_to_see_nuclei(
+    synthetic_slide: Path, tmp_path: Path
+) -> None:
+    with SlideSource.open(synthetic_slide, mpp=1.0) as source:
+        ground = find_ground(source, CONFIG)
+        assert (ground.scale.factor, ground.detail_um) == (1.0, 1.0)
+        table, _ = measure_cells(source, ground, CONFIG)
+    assert table.totals()["nuclei"] == 0
+    assert table.totals()["tissue_px"] > 0
+
+
+def test_nuclei_of_an_enlarged_he_are_not_counted(tmp_path: Path, make_run: MakeRun) -> None:
+    run = make_run(tmp_path, slide_mpp=1.0)
+    numbers, _ = quantify(run.with_name("S-1_ki67.ome.tiff"))
+    assert (numbers.measured_mpp, numbers.n_nuclei) == (0.5, None)
+    assert numbers.nuclei_error == "Not counted: pixels of 1 um are too large to see nuclei."
+    page = write_report(run).read_text("utf-8")
+    assert "Not counted: pixels of 1 um are too large to see nuclei." in page
+
+
 def test_he_in_place_of_its_virtual_stain_is_doubted(
     picture: Path, synthetic_slide: Path, tmp_path: Path
 ) -> None:

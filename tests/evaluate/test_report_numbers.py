@@ -9,6 +9,7 @@ from wsi_stain.evaluate.metrics import Whitespace
 from wsi_stain.evaluate.metrics_nuclei import LabellingIndex
 from wsi_stain.evaluate.report_numbers import (
     FieldNumbers,
+    Ruler,
     SlideNumbers,
     Whites,
     find_doubts,
@@ -75,5 +76,10 @@ def test_nothing_is_claimed_when_nothing_can_be_measured() -> None:
 def test_nuclei_are_not_counted_when_pixels_are_large() -> None:
     picture = np.full((64, 64, 3), 200, np.uint8)
     region = Region(0, 0, 64, 64)
-    assert measure_field(picture, picture, region, WHITES, 1.0).labelling is None
-    assert measure_field(picture, picture, region, WHITES, 0.5).labelling is not None
+    for ruler, counts in (
+        (Ruler(WHITES, 1.0, 1.0), False),
+        (Ruler(WHITES, 0.5, 1.0), False),
+        (Ruler(WHITES, 0.5, 0.5), True),
+    ):
+        found = measure_field(picture, picture, region, ruler).labelling
+        assert (found is not None) is counts

@@ -141,7 +141,7 @@ def _measure_block(
     table.iod_imagej[:] = _sum_squares(tissue * dab_values(core, "imagej"), cell_px)
     sd = _spread(ground, block)
     table.sd[:] = _sum_squares(tissue * sd, cell_px)
-    if scale.mpp_out > MAX_MPP:
+    if ground.detail_um > MAX_MPP:
         return
     nuclei = find_nuclei(pixels, scale.mpp_out, ground.white)
     x_px, y_px = (nuclei.xy_px - margin_px).T

@@ -16,7 +16,7 @@ from wsi_stain.config import QuantifyConfig, Rgb
 from wsi_stain.errors import OutputError
 from wsi_stain.geometry import Region, Scale, choose_scale
 from wsi_stain.layout import OUTPUT_SUFFIXES, RUN_SUFFIX, UNCERTAINTY_SUFFIX, RunFiles, safe_name
-from wsi_stain.manifest import RunManifest
+from wsi_stain.manifest import RunManifest, RunRecord
 from wsi_stain.slides.image import SlideSource
 from wsi_stain.slides.mask import TissueMask
 from wsi_stain.slides.openslide_read import open_backend
@@ -69,7 +69,10 @@ class Ground:
     Attributes
     ----------
     scale
-        The frame in which pixels are measured, over the picture's level 0.
+        The frame in which pixels are measured, over the picture's level 0; never finer than it.
+    detail_um
+        Pixel size of the coarsest picture on the way: this frame, or the H&E that a run enlarged.
+        What is smaller was seen by nobody.
     mask
         Tissue.
     white
@@ -83,6 +86,7 @@ class Ground:
     """
 
     scale: Scale
+    detail_um: float
     mask: TissueMask
     white: Rgb
     tissue_origin: str
@@ -123,26 +127,29 @@ def find_ground(source: SlideSource, config: QuantifyConfig) -> Ground:
     OutputError
         The run beside the picture has another size, or its record is damaged.
     """
-    scale = choose_scale(source.size_l0, source.mpp_l0, config.mpp, config.mpp_tolerance)
+    mpp = max(config.mpp, source.mpp_l0)
+    scale = choose_scale(source.size_l0, source.mpp_l0, mpp, config.mpp_tolerance)
     run = run_beside(source.path)
+    record = None if run is None else RunManifest.load(run.manifest).content
     kept = None if run is None else HeFolder(run.he)
     thumbnail = source.thumbnail(config.mask_mpp)
     if kept is not None and kept.exists:
-        record = kept.record()
-        if record.size_out != source.size_l0:
+        he = kept.record()
+        if he.size_out != source.size_l0:
             raise OutputError(
-                f"{source.path} has {source.size_l0}, the run beside it made {record.size_out}.",
+                f"{source.path} has {source.size_l0}, the run beside it made {he.size_out}.",
                 hint="Move the picture away from that run, or translate again.",
             )
-        mpp = record.mask_step * source.mpp_l0
-        mask, tissue_origin = TissueMask(kept.tissue(), mpp, record.mask_step), "H&E of the run"
+        mask_mpp = he.mask_step * source.mpp_l0
+        mask, tissue_origin = TissueMask(kept.tissue(), mask_mpp, he.mask_step), "H&E of the run"
     else:
         downsample = config.mask_mpp / source.mpp_l0
         mask = find_tissue(thumbnail, mpp=config.mask_mpp, downsample=downsample)
         tissue_origin = "this picture"
-    white, white_origin = _run_white(run) or _picture_white(thumbnail, source)
+    white, white_origin = _run_white(record) or _picture_white(thumbnail, source)
     return Ground(
         scale=scale,
+        detail_um=max(scale.mpp_out, 0.0 if record is None else record.slide_mpp),
         mask=mask,
         white=white,
         tissue_origin=tissue_origin,
@@ -152,11 +159,9 @@ def find_ground(source: SlideSource, config: QuantifyConfig) -> Ground:
     )
 
 
-def _run_white(run: RunFiles | None) -> tuple[Rgb, str] | None:
+def _run_white(record: RunRecord | None) -> tuple[Rgb, str] | None:
     """Read the model's glass from the run's record; none where no color was fitted."""
-    if run is None:
-        return None
-    target = RunManifest.load(run.manifest).content.stain.get("start", {}).get("target_white")
+    target = None if record is None else record.stain.get("start", {}).get("target_white")
     if not target:
         return None
     red, green, blue = (float(level) for level in target)

@@ -187,7 +187,7 @@ def measure(source: SlideSource, config: QuantifyConfig, listener: Listener = ig
             hint="Is this a stained slide? wsi-stain info shows what is known of it.",
         )
     px_um = ground.scale.mpp_out
-    can_count = px_um <= MAX_MPP
+    can_count = ground.detail_um <= MAX_MPP
     spot = find_hot_spot(table, cell_px * px_um, px_um, config.hot_spot_mm2) if can_count else None
     tissue_px = totals["tissue_px"]
     numbers = Numbers(
@@ -209,16 +209,16 @@ def measure(source: SlideSource, config: QuantifyConfig, listener: Listener = ig
         miod_imagej=totals["iod_imagej"] / tissue_px,
         hot_spot=spot,
         hot_spot_note=_spot_note(spot, can_count, config),
-        **_by_nucleus(totals, tissue_px * (px_um / 1e3) ** 2, px_um),
+        **_by_nucleus(totals, tissue_px * (px_um / 1e3) ** 2, ground.detail_um),
         **_by_seed(totals, ground),
     )
     return Quantified(numbers, table, cell_px, ground)
 
 
-def _by_nucleus(totals: dict[str, float], tissue_mm2: float, px_um: float) -> dict[str, Any]:
-    if px_um > MAX_MPP:
+def _by_nucleus(totals: dict[str, float], tissue_mm2: float, detail_um: float) -> dict[str, Any]:
+    if detail_um > MAX_MPP:
         names = ("n_nuclei", "n_positive", "labelling_percent", "positive_per_mm2")
-        note = f"Not counted: pixels of {px_um:.3g} um are too large to see nuclei."
+        note = f"Not counted: pixels of {detail_um:.3g} um are too large to see nuclei."
         return {**dict.fromkeys(names), "nuclei_error": note}
     return {
         "n_nuclei": round(totals["nuclei"]),

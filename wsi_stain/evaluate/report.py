@@ -29,6 +29,7 @@ from wsi_stain.evaluate.quantify_files import read_numbers
 from wsi_stain.evaluate.report_numbers import (
     Doubt,
     FieldNumbers,
+    Ruler,
     SlideNumbers,
     Whites,
     find_doubts,
@@ -182,13 +183,14 @@ def _build(
     shutil.copytree(HERE / "assets", folder / "assets")
     he = kept.record()
     whites = Whites.recorded(record.stain)
+    ruler = Ruler(whites, he.mpp_out, _detail_um(he, record))
     with ThreadPoolExecutor(available_cores()) as pool:
         with SlideSource.open(files.output, mpp=he.mpp_out) as source:
             if source.size_l0 != he.size_out:
                 raise OutputError(
                     f"{files.output} is {source.size_l0}; the run planned {he.size_out}."
                 )
-            writing = _begin_fields(pool, source, kept, he, whites, folder)
+            writing = _begin_fields(pool, source, kept, he, ruler, folder)
             pictures = Pictures(kept.overview(), source.thumbnail(he.mpp_out * he.reduction))
             measured = read_numbers(files.output, source.digest)
             uncertainty = open_uncertainty(source)
@@ -257,8 +259,13 @@ def _kept_he(files: RunFiles, record: RunRecord, slide: Path | None) -> HeFolder
     return kept
 
 
+def _detail_um(he: HeRecord, record: RunRecord) -> float:
+    """Give the pixel size of the coarser: H&E as scanned, or output."""
+    return max(he.mpp_out, record.slide_mpp)
+
+
 def _begin_fields(
-    pool: Executor, source: SlideSource, kept: HeFolder, he: HeRecord, whites: Whites, folder: Path
+    pool: Executor, source: SlideSource, kept: HeFolder, he: HeRecord, ruler: Ruler, folder: Path
 ) -> Iterator[Field]:
     """Read every field, and have them measured and written; gives them as they are wanted."""
     scale = Scale(1.0, he.mpp_out, he.size_out)
@@ -269,7 +276,7 @@ def _begin_fields(
         names = [f"fields/{number:02d}_{stain}.jpg" for stain in ("he", "ihc")]
         for name, pixels in zip(names, (he_pixels, ihc_pixels), strict=True):
             report_pictures.write_jpeg(folder / name, pixels)
-        numbers = measure_field(he_pixels, ihc_pixels, region, whites, he.mpp_out)
+        numbers = measure_field(he_pixels, ihc_pixels, region, ruler)
         return Field(numbers, *names)
 
     read = [source.read_out(region, scale) for region in he.fields]
@@ -347,7 +354,7 @@ def _render(story: Story, viewer: dict[str, Any]) -> str:
         spread_full_od=report_pictures.SPREAD_FULL_OD,
         bundle=record.bundle.get("name", "unknown"),
         statement=record.statement,
-        figures=report_facts.figures(slide, numbers, he.mpp_out),
+        figures=report_facts.figures(slide, numbers, _detail_um(he, record)),
         slide_figures=report_facts.slide_figures(story.measured) if story.measured else [],
         pyramid=files.output.name,
         run=files.folder.name,

@@ -32,6 +32,7 @@ from wsi_stain.stain.density import is_stained
 __all__ = [
     "Doubt",
     "FieldNumbers",
+    "Ruler",
     "SlideNumbers",
     "Whites",
     "count_positive",
@@ -146,7 +147,25 @@ class Doubt(NamedTuple):
     reason: str
 
 
-def measure_field(he: Rgb8, ihc: Rgb8, region: Region, whites: Whites, mpp: float) -> FieldNumbers:
+class Ruler(NamedTuple):
+    """What fields are measured with.
+
+    Attributes
+    ----------
+    whites
+        Glass of H&E and output.
+    mpp
+        Pixel size of both, um/px.
+    detail_um
+        Pixel size of the H&E as scanned, where that is coarser: what is smaller was seen by nobody.
+    """
+
+    whites: Whites
+    mpp: float
+    detail_um: float
+
+
+def measure_field(he: Rgb8, ihc: Rgb8, region: Region, ruler: Ruler) -> FieldNumbers:
     """Measure one field.
 
     Parameters
@@ -155,15 +174,14 @@ def measure_field(he: Rgb8, ihc: Rgb8, region: Region, whites: Whites, mpp: floa
         uint8 (h, w, 3), equal shapes, in the out frame's resolution.
     region
         Where they are from.
-    whites
-        Glass of both.
-    mpp
-        Pixel size, um/px.
+    ruler
+        What to measure with.
     """
+    whites, mpp, detail_um = ruler
     n_tissue_px, n_positive_px = count_positive(he, ihc, whites)
     return FieldNumbers(
         region=region,
-        labelling=labelling_index(ihc, mpp, white=whites.ihc) if mpp <= MAX_MPP else None,
+        labelling=labelling_index(ihc, mpp, white=whites.ihc) if detail_um <= MAX_MPP else None,
         n_tissue_px=n_tissue_px,
         n_positive_px=n_positive_px,
         dab_p90=dab_p90(ihc),

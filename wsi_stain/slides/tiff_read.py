@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import logging
 import math
-import re
 import struct
 from collections import OrderedDict
 from collections.abc import Set
@@ -28,6 +27,7 @@ import tifffile
 from wsi_stain.errors import DAMAGE, SlideError, in_one_line
 from wsi_stain.geometry import Region, Size
 from wsi_stain.slides.missing import UNDECODABLE, Cell, cells_of, tile_error
+from wsi_stain.slides.ome_facts import ome_pixel_sizes, ome_power
 from wsi_stain.slides.pixel_size import PixelSize, from_power, from_resolution
 from wsi_stain.slides.slide_facts import Level, Pixels, SlideFacts, true_downsample
 from wsi_stain.slides.streams import stream_fault
@@ -42,8 +42,6 @@ CLASSIC = 42  # and 43 is BigTIFF
 LARGEST_SEGMENT_BYTES = 256 * 2**20
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NOT_SLIDES = frozenset({"label", "macro", "thumbnail", "overview", "map"})
-_NUMBER = r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?"
-_UM = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
 
 
 def is_tiff(path: Path) -> bool:
@@ -246,14 +244,19 @@ def damaged(path: Path, error: Exception) -> SlideError:
 
 def _facts(file: tifffile.TiffFile, pages: list[tifffile.TiffPage]) -> SlideFacts:
     sizes = [Size(page.imagewidth, page.imagelength) for page in pages]
-    power = _ome_power(file)
+    xml = file.ome_metadata or ""
+    power = ome_power(xml, sizes[0])
     icc = pages[0].tags.get(34675)
     return SlideFacts(
         format="OME-TIFF" if file.is_ome else "TIFF",
         size_l0=sizes[0],
         origin_l0=(0, 0),
         levels=tuple(Level(size, true_downsample(sizes[0], size)) for size in sizes),
-        pixel_sizes=(*_ome_pixel_sizes(file), *_page_pixel_sizes(pages[0]), *from_power(power)),
+        pixel_sizes=(
+            *ome_pixel_sizes(xml, sizes[0]),
+            *_page_pixel_sizes(pages[0]),
+            *from_power(power),
+        ),
         objective_power=power,
         background=(255, 255, 255),
         icc=bytes(icc.value) if icc is not None else None,
@@ -350,21 +353,3 @@ def _page_pixel_sizes(page: tifffile.TiffPage) -> list[PixelSize]:
     if not (x_res[1] and y_res[1]):
         return []
     return from_resolution("tiff.XResolution", x_res[0] / x_res[1], y_res[0] / y_res[1], unit.name)
-
-
-def _ome_pixel_sizes(file: tifffile.TiffFile) -> list[PixelSize]:
-    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", file.ome_metadata or "")
-    sides: list[float] = []
-    text = pixels.group() if pixels else ""
-    for axis in "XY":
-        size = re.search(rf'\bPhysicalSize{axis}="({_NUMBER})"', text)
-        unit = re.search(rf'\bPhysicalSize{axis}Unit="([^"]*)"', text)
-        um_per_unit = _UM.get(unit.group(1) if unit else "µm")
-        if size and um_per_unit:
-            sides.append(float(size.group(1)) * um_per_unit)
-    return [PixelSize("OME PhysicalSizeX", *sides)] if len(sides) == 2 else []
-
-
-def _ome_power(file: tifffile.TiffFile) -> float | None:
-    power = re.search(rf'\bNominalMagnification="({_NUMBER})"', file.ome_metadata or "")
-    return float(power.group(1)) if power else None

@@ -68,7 +68,7 @@ class Run:
 
     def work(self, executor: Executor, color: ColorFit, writer: PictureWriter) -> None:
         """Read and translate every pending shard; the writer follows as shards get done."""
-        for text in (*self.plan.source.notes, *color.notes):
+        for text in (*self.plan.notes, *color.notes):
             self.remark(text)
         self.manifest.record(stain=color.numbers() | {"notes": list(color.notes)})
         there = in_common(executor.ask(arithmetic, self.config.cluster.device))
