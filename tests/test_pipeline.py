@@ -19,6 +19,7 @@ import torch
 from wsi_stain.config import BundleSpec, NetSpec, RunConfig, resolve_run_config
 from wsi_stain.dispatch import SerialExecutor
 from wsi_stain.errors import NoTissueError, OutputError, PlanError, SlideError
+from wsi_stain.evaluate.report import write_report
 from wsi_stain.layout import RunFiles, find_run
 from wsi_stain.lock import OutputLock
 from wsi_stain.manifest import Event, RunManifest
@@ -268,6 +269,16 @@ def test_existing_output_is_refused_before_work(
         translate_slide(synthetic_slide, tmp_path, settings(identity_bundle))
     assert files.output.read_bytes() == b"mine"
     assert not files.folder.exists()
+
+
+def test_page_of_an_older_picture_goes_when_a_new_one_begins(
+    tmp_path: Path, identity_bundle: Path, small_slide: Path
+) -> None:
+    files = translate_slide(small_slide, tmp_path, settings(identity_bundle)).files
+    write_report(files.folder)
+    anew = settings(identity_bundle, write__overwrite=True, write__quality=70)
+    translate_slide(small_slide, tmp_path, anew)
+    assert not files.report.exists()
 
 
 def test_second_format_beside_the_first_is_refused(

@@ -8,6 +8,7 @@ out/<slide>_<marker>_uncertainty.ome.tiff          where several seeds were aske
 out/<slide>_<marker>.geojson
 out/<slide>_<marker>.run/   manifest.json  lock  store/  he/  report/  tiles.csv  qupath.groovy
                             missing.csv
+out/<slide>_<marker>_quantify/                     where the picture was measured: heat.ome.tiff ...
 ```
 """
 
@@ -29,6 +30,8 @@ OUTPUT_SUFFIX = ".ome.tiff"
 OUTPUT_SUFFIXES = {"ome-tiff": OUTPUT_SUFFIX, "ome-zarr": ".ome.zarr"}  # by format
 RUN_SUFFIX = ".run"
 UNCERTAINTY_SUFFIX = "_uncertainty.ome.tiff"
+QUANTIFY_SUFFIX = "_quantify"
+HEAT_FILE = "heat.ome.tiff"
 NAME_MAX_BYTES = 120
 SLUG_MAX_CHARS = 40
 
@@ -204,6 +207,17 @@ class RunFiles:
                 hint="Choose a folder that can be written: --out DIR.",
             ) from error
 
+    def remove_report(self) -> None:
+        """Remove the page of an older picture, which a new one would be taken to show.
+
+        Raises
+        ------
+        OutputError
+            It cannot be removed.
+        """
+        with writing(self.report):
+            remove_any(self.report)
+
 
 def slug(text: str) -> str:
     """Lower-case letters and digits only: "Ki-67" becomes "ki67"."""
@@ -224,10 +238,15 @@ def safe_name(file_name: str) -> str:
 
 
 def is_output(path: Path) -> bool:
-    """Tell whether a file is the pyramid of a run: its run folder lies beside it."""
+    """Tell whether a file is one that we made of a slide: picture, spread over seeds, heat map.
+
+    A picture or spread has its run folder beside it.
+    """
+    if path.name == HEAT_FILE and path.parent.name.endswith(QUANTIFY_SUFFIX):
+        return True
     return any(
         path.with_name(path.name.removesuffix(end) + RUN_SUFFIX).is_dir()
-        for end in OUTPUT_SUFFIXES.values()
+        for end in (UNCERTAINTY_SUFFIX, *OUTPUT_SUFFIXES.values())
         if path.name.endswith(end)
     )
 

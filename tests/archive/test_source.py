@@ -25,6 +25,7 @@ def tree(tmp_path: Path) -> Path:
     names = ["a.svs", "b.NDPI", "notes.txt", ".hidden.svs", "m.mrxs", "m/Slidedat.ini"]
     names += ["x/a.svs", "y/a.svs", "y/a.tif", "d/1.dcm", "d/2.dcm", "z.ome.zarr/zarr.json"]
     names += ["a_ki67.ome.tiff", "a_ki67.run/he/overview.tif", "out/old_ki67.ome.tiff"]
+    names += ["a_ki67_uncertainty.ome.tiff", "a_ki67_quantify/heat.ome.tiff"]
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("x")
@@ -58,6 +59,7 @@ def test_pattern_and_single_file(tree: Path) -> None:
     out = tree / "out"
     assert names(find_entries(f"{tree}/**/*.svs", out), tree) == ["a.svs", "x/a.svs", "y/a.svs"]
     assert names(find_entries(f"{tree}/notes.txt", out), tree) == ["notes.txt"]
+    assert names(find_entries(f"{tree}/**/*.tiff", out), tree) == ["out/old_ki67.ome.tiff"]
 
 
 @pytest.mark.parametrize("source", ["none", "none/*.svs", "in/d/out"])

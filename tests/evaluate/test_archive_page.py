@@ -79,6 +79,25 @@ def test_hostile_texts_stay_texts_and_nothing_points_outside(tmp_path: Path) -> 
     assert re.findall(r"(?:https?|wss?|ftp)://|@import|url\(", html) == []
 
 
+def test_picture_lost_since_is_said_on_its_row_and_costs_no_other(
+    tmp_path: Path, make_run: MakeRun
+) -> None:
+    slides = []
+    for name in ("good_ki67", "broken_ki67"):
+        make_run(tmp_path, name)
+        slides.append(
+            ArchiveSlide(name=name, state="done", run=f"{name}.run", output=f"{name}.ome.tiff")
+        )
+    broken = tmp_path / "broken_ki67.ome.tiff"
+    broken.write_bytes(broken.read_bytes()[:5000])
+    write_archive(tmp_path / ARCHIVE_FILE, record_of(*slides))
+    page = write_archive_page(tmp_path)
+    assert len(references(page)) == 3
+    html = page.read_text(encoding="utf-8")
+    assert html.count('<p class="error">') == 1
+    assert "truncated" in html.split('data-name="broken_ki67"')[1]
+
+
 def test_missing_record_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"archive\.json cannot be read") as caught:
         write_archive_page(tmp_path)

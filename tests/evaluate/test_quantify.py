@@ -215,6 +215,7 @@ def test_numbers_of_another_picture_are_not_taken(
     numbers, folder = measured
     assert folder == measured_folder(picture)
     assert read_numbers(picture, numbers.digest) == numbers
+    assert numbers.picture_bytes == picture.stat().st_size
     assert read_numbers(picture, "0" * 64) is None
     assert read_numbers(picture.with_name("other.ome.tiff"), numbers.digest) is None
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_stain.archive_record import ARCHIVE_FILE, ArchiveRecord, ArchiveSlide, read_archive
+from wsi_stain.errors import WsiStainError
 from wsi_stain.evaluate.report_facts import clock, percent
 from wsi_stain.files import atomic_write_bytes
 from wsi_stain.slides.image import SlideSource
@@ -53,6 +55,8 @@ class Row:
         Link to its report; empty where there is none.
     he, ihc
         Links to pictures or pictures as data; empty where there is none.
+    faults
+        Why a picture that should be there cannot be shown.
     """
 
     slide: ArchiveSlide
@@ -60,6 +64,7 @@ class Row:
     report: str
     he: str
     ihc: str
+    faults: tuple[str, ...] = ()
 
 
 def write_archive_page(out: Path) -> Path:
@@ -93,15 +98,23 @@ def write_archive_page(out: Path) -> Path:
 
 def _row(out: Path, slide: ArchiveSlide) -> Row:
     run = out / slide.run if slide.run else None
-    report = run / "report" / PAGE if run is not None else None
-    has_report = report is not None and report.is_file()
-    return Row(
-        slide=slide,
-        rank=STATES.index(slide.state),
-        report=_link(slide.run, "report", PAGE) if has_report else "",
-        he=_link(slide.run, "report/he/0/0_0.jpg") if has_report else _kept_he(run),
-        ihc=_link(slide.run, "report/ihc/0/0_0.jpg") if has_report else _picture(out, slide),
-    )
+    rank = STATES.index(slide.state)
+    if run is not None and (run / "report" / PAGE).is_file():
+        report, he, ihc = (
+            _link(slide.run, "report", link) for link in (PAGE, "he/0/0_0.jpg", "ihc/0/0_0.jpg")
+        )
+        return Row(slide, rank, report, he, ihc)
+    he, he_fault = _or_fault(partial(_kept_he, run))
+    ihc, ihc_fault = _or_fault(partial(_picture, out, slide))
+    return Row(slide, rank, "", he, ihc, tuple(filter(None, (he_fault, ihc_fault))))
+
+
+def _or_fault(show: Callable[[], str]) -> tuple[str, str]:
+    """Give a picture, or why there is none: what one slide lost must not cost the page of all."""
+    try:
+        return show(), ""
+    except WsiStainError as error:
+        return "", error.message
 
 
 def _link(*parts: str) -> str:

@@ -18,6 +18,8 @@ from wsi_stain.evaluate.cells import CellTable, measure_cells
 from wsi_stain.evaluate.ground import Ground, find_ground, picture_name
 from wsi_stain.evaluate.hotspot import HotSpot, find_hot_spot
 from wsi_stain.evaluate.metrics_nuclei import KNOWN_ERROR, MAX_MPP
+from wsi_stain.files import size_bytes
+from wsi_stain.layout import QUANTIFY_SUFFIX
 from wsi_stain.manifest import Event, Listener, ignore
 from wsi_stain.slides.image import SlideSource
 from wsi_stain.stain.doubt import doubt_ihc
@@ -26,7 +28,6 @@ __all__ = ["Numbers", "Quantified", "measure", "measured_folder"]
 
 NUMBERS_SCHEMA = 1
 NUMBERS_FILE = "numbers.json"
-FOLDER_SUFFIX = "_quantify"
 DOUBT_MPP = 16.0
 
 
@@ -35,8 +36,9 @@ class Numbers(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes
     ----------
-    picture, digest
-        Name without ending, and the identity of its content.
+    picture, digest, picture_bytes
+        Name without ending, the identity of its content, its size on disk: what cheaply tells
+        whether a picture of that name is still this one.
     statement
         What kind of stain this is.
     size, mpp, measured_mpp
@@ -62,6 +64,7 @@ class Numbers(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = NUMBERS_SCHEMA
     picture: str
     digest: str
+    picture_bytes: int = 0
     statement: str
     size: str
     mpp: float
@@ -156,7 +159,7 @@ class Quantified:
 
 def measured_folder(picture: Path) -> Path:
     """Name the folder beside a picture where its numbers go."""
-    return picture.with_name(picture_name(picture) + FOLDER_SUFFIX)
+    return picture.with_name(picture_name(picture) + QUANTIFY_SUFFIX)
 
 
 def measure(source: SlideSource, config: QuantifyConfig, listener: Listener = ignore) -> Quantified:
@@ -193,6 +196,7 @@ def measure(source: SlideSource, config: QuantifyConfig, listener: Listener = ig
     numbers = Numbers(
         picture=picture_name(source.path),
         digest=source.digest,
+        picture_bytes=size_bytes(source.path),
         statement="virtual stain, research use only" if ground.is_virtual else "as scanned",
         size=str(source.size_l0),
         mpp=source.mpp_l0,

@@ -36,6 +36,7 @@ from wsi_stain.evaluate.quantify import (
 )
 from wsi_stain.files import atomic_write_bytes
 from wsi_stain.geometry import Region, Size
+from wsi_stain.layout import HEAT_FILE
 from wsi_stain.manifest import Listener, ignore
 from wsi_stain.slides.image import SlideSource
 from wsi_stain.write.annotations import (
@@ -251,7 +252,7 @@ def _write_heat(found: Quantified, step: int, folder: Path) -> None:
         for row in colors
     )
     write_pyramid(
-        folder / "heat.ome.tiff",
+        folder / HEAT_FILE,
         Size(n_columns * HEAT_TILE_PX, n_rows * HEAT_TILE_PX),
         bands,
         step * found.cell_um / HEAT_TILE_PX,

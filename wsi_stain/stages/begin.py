@@ -102,6 +102,7 @@ def begin(
     if not config.write.overwrite and _may_replace(plan, files, config):
         files.set_aside()
     files.sweep()
+    files.remove_report()
     store = PatchStore.create(files.store, plan.grid)
     manifest = RunManifest.begin(
         files.manifest,

@@ -19,6 +19,7 @@ import qupath.lib.gui.QuPathGUI
 import qupath.lib.gui.commands.ProjectCommands
 import qupath.lib.images.ImageData
 import qupath.lib.images.servers.ImageServers
+import qupath.lib.io.GsonTools
 import qupath.lib.io.PathIO
 
 def title = "Virtual @MARKER@, research use only"
@@ -62,13 +63,18 @@ def heFile = FileChoosers.promptForFile("Choose the H&E slide it was made from".
 if (heFile == null)
     return
 
-// quantify measures more than translate draws: take its objects where they are.
+// quantify measures more than translate draws: take its objects where they are, and of this very
+// picture, not of an older one of its name.
 def base = virtualFile.getName().replaceAll(/(?i)\.ome\.tiff?$/, "")
 def folder = virtualFile.getParentFile()
-def objectFile = [
-        new File(new File(folder, base + "_quantify"), base + ".geojson"),
-        new File(folder, base + ".geojson")
-].find { it.isFile() }
+def measured = new File(folder, base + "_quantify")
+def numbersFile = new File(measured, "numbers.json")
+def isOfThis = numbersFile.isFile() &&
+        GsonTools.getInstance().fromJson(numbersFile.getText("UTF-8"), Map.class).get("picture_bytes") == virtualFile.length()
+def candidates = [new File(folder, base + ".geojson")]
+if (isOfThis)
+    candidates.add(0, new File(measured, base + ".geojson"))
+def objectFile = candidates.find { it.isFile() }
 
 def addImage = { File file, ImageData.ImageType type ->
     def uri = file.toURI()
