@@ -92,6 +92,10 @@ def test_variant_that_changes_the_guided_solver_runs_it(
         ('{ name = "v", guidance = { weight = 2.0 } }', r"GuidanceSpec\.weight.*variants"),
         ('{ name = "v", solver = { order = 3 } }', r"SolverSpec\.order.*variants"),
         ('{ name = "v", sample = { guidance = { weight = 0.5 } } }', "not of its sample"),
+        (
+            '{ name = "v", sample = { solver = "student" }, guidance = { weight = 0.5 } }',
+            "v: the student has learned its guidance",
+        ),
         ('{ name = "../v" }', "name"),
         ('{ name = "v" }, { name = "v" }', "two variants of one name: v"),
         ('{ name = "source" }', "two variants of one name: source"),
@@ -102,6 +106,18 @@ def test_bad_variant_is_refused_when_the_recipe_is_read(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         load(tmp_path, f'nulls = ["source"]\nvariants = [{line}]\n{GROUP}')
+
+
+def test_solver_of_the_recipe_is_that_which_its_variants_change(tmp_path: Path) -> None:
+    lines = (
+        'solver = "student"\nnulls = ["source"]\n',
+        'variants = [{ name = "v", solver = { edges_push = 0.5 } }]\n',
+    )
+    (variant,) = load(tmp_path, "".join((*lines, GROUP))).runs
+    assert variant.sample.solver == "student"
+    guided = lines[1].replace("solver", "guidance").replace("edges_push", "weight")
+    with pytest.raises(ConfigError, match="v: the student has learned its guidance"):
+        load(tmp_path, "".join((lines[0], guided, GROUP)))
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,12 @@ def test_gain_knows_which_way_is_better(stage: str, name: str, sign: float) -> N
     assert gain(before, after, stage) == pytest.approx(sign * 0.25)
 
 
+def test_sharpness_and_brown_of_a_student_are_neither_better_nor_worse() -> None:
+    before = Row(1, 0.0, None, {"grey": 2.0, "sharpness": 0.5, "dab": 0.1, "dab_teacher": 0.2})
+    after = Row(2, 0.0, None, {"grey": 1.0, "sharpness": 1.0, "dab": 0.2, "dab_teacher": 0.2})
+    assert gain(before, after, "distill") == pytest.approx(0.5)
+
+
 def test_gain_is_the_mean_over_numbers() -> None:
     before = Row(1, 0.0, None, {"a": 1.0, "b": 2.0})
     after = Row(2, 0.0, None, {"a": 0.5, "b": 2.0})

@@ -141,6 +141,15 @@ def test_bundle_that_cannot_teach_is_refused_before_any_work(
         distill_bundle(RECIPES / "4-distill.toml", tmp_path / "run", tmp_path / "none", ignore)
 
 
+def test_folder_that_is_named_like_a_shipped_bundle_is_the_one_that_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_nets(Path("ki67"), BundleSpec(name="empty", marker="x"), {})
+    with pytest.raises(BundleError, match="Bundle empty has no score net"):
+        distill_bundle(RECIPES / "4-distill.toml", tmp_path / "run", Path("ki67"), ignore)
+
+
 def test_crop_larger_than_a_pair_is_refused(tmp_path: Path, distill_config: TrainConfig) -> None:
     large = structs.replace(distill_config.distill, crop_px=112)
     with pytest.raises(ConfigError, match="112 is larger than a pair"):

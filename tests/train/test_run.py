@@ -188,6 +188,17 @@ def test_refine_is_refused_when_the_bundle_has_no_score_net(tmp_path: Path, root
         _train(tmp_path, root, "refine")
 
 
+def test_refine_reads_the_folder_that_it_writes_whatever_its_name(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("ki67").mkdir()
+    Path("ki67/bundle.json").write_bytes(_json(BundleSpec(name="bare", marker="m")))
+    recipe = _recipe(tmp_path, root, "refine")
+    with pytest.raises(BundleError, match="has no score net"):
+        train_stage("refine", recipe, tmp_path / "run", Path("ki67"), ignore)
+
+
 def test_export_is_refused_when_the_run_is_of_another_stage(tmp_path: Path, root: Path) -> None:
     bundle = _train(tmp_path, root, "score")
     config, _ = load_recipe(_recipe(tmp_path, root, "mine"), TrainConfig)

@@ -91,7 +91,25 @@ class Variant(Settings, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.sample.guidance is not None:
             raise ValueError("write guidance = {...} of the variant, not of its sample")
+        # Where no solver is named the recipe may name the student, with settings of its own.
+        shared = SolverSpec.__struct_fields__
+        if self.sample.solver is not None or set(self.solver).issubset(shared):
+            self.check()
+
+    def check(self) -> None:
+        """Check the changes against what is changed; for sure once the solver is settled.
+
+        Raises
+        ------
+        ValueError
+            No such setting, or one that changes nothing.
+        """
         student = self.sample.solver == "student"
+        if student and self.guidance:
+            raise ValueError(
+                f"{self.name}: the student has learned its guidance, none can be given to it; "
+                'sample = { solver = "solver" } takes it'
+            )
         _changed(StudentSpec() if student else SolverSpec(), self.solver)
         _changed(GuidanceSpec(), self.guidance)
 
@@ -132,6 +150,8 @@ class EvaluateConfig(Settings, frozen=True, kw_only=True):
                 raise ValueError(f"two {kind} of one name: {', '.join(twice)}")
         if self.palette is None and set(self.nulls) - {"source"}:
             raise ValueError("null rows take the colors of training IHC: add [palette]")
+        for variant in self.runs:
+            variant.check()
 
     @property
     def runs(self) -> tuple[Variant, ...]:

@@ -23,6 +23,8 @@ RISE_FRACTION = 0.01
 RISE_MEASURES = 2
 # Held-out numbers of which more is better, by stage; of all others less is.
 MORE_IS_BETTER = {"mine": ("nats_",), "refine": ("sure_",)}
+# Those that only describe: a student's sharpness and share of brown should be the teacher's.
+NEITHER = ("sharpness", "dab")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ def gain(before: Row, after: Row, stage: str) -> float:
     """Compute the mean relative gain of the held-out numbers; positive is better."""
     gains = []
     for name, old in before.held_out.items():
+        if name.startswith(NEITHER):
+            continue
         sense = 1.0 if name.startswith(MORE_IS_BETTER.get(stage, ("\0",))) else -1.0
         gains.append(sense * (after.held_out[name] - old) / max(abs(old), 1e-9))
     return sum(gains) / len(gains) if gains else 0.0

@@ -73,9 +73,9 @@ def distill_bundle(
             f"Recipe {recipe} trains stage {config.stage}, not distill.",
             hint=f"wsi-stain train {config.stage} --recipe {recipe}",
         )
-    asked = {"samples": samples, "threads": threads, "bundle": str(bundle)}
+    asked = {"samples": samples, "threads": threads, "bundle": str(bundle.resolve())}
     config = structs.replace(config, **{k: v for k, v in asked.items() if v is not None})
-    read_spec(bundle)  # a folder, not the name of a shipped bundle: it will be written
+    read_spec(bundle)  # a folder, not a shipped bundle of that name: it will be written
     train_student(config, folder, listener)
     export_student(config, folder, bundle, listener)
 

@@ -79,7 +79,7 @@ def train_stage(
         No such device, or a loss that is not finite.
     """
     config = read_recipe(stage, recipe)
-    asked = {"samples": samples, "threads": threads, "bundle": bundle and str(bundle)}
+    asked = {"samples": samples, "threads": threads, "bundle": bundle and str(bundle.resolve())}
     config = structs.replace(config, **{k: v for k, v in asked.items() if v is not None})
     if bundle is not None:
         _starting_spec(config, bundle)  # refuse before hours of work, not after
