@@ -70,6 +70,8 @@ def test_summary_tells_files_flags_times_and_what_else_there_is() -> None:
     assert reported["report"] == "o/a_ki67.run/report/index.html"
     assert reported["next"] == "wsi-stain quantify o/a_ki67.ome.tiff"
     assert dict(summary_rows({**SUMMARY, "flags": ["seam"]}))["flags"] == "seam"
+    spaced = dict(summary_rows({**SUMMARY, "run folder": "my slides/a_ki67.run"}))
+    assert spaced["next"] == "wsi-stain report 'my slides/a_ki67.run'"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ Facts and results go to stdout, progress and errors to stderr, so that pipes sta
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -305,8 +306,11 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _what_next(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Name the page, and the command for what is not there yet."""
     if "report" in summary:
-        return [("report", summary["report"]), ("next", f"wsi-stain quantify {summary['output']}")]
-    return [("next", f"wsi-stain report {summary['run folder']}")]
+        shown = [("report", str(summary["report"]))]
+        command = ["wsi-stain", "quantify", str(summary["output"])]
+    else:
+        shown, command = [], ["wsi-stain", "report", str(summary["run folder"])]
+    return [*shown, ("next", shlex.join(command))]
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:

@@ -117,6 +117,25 @@ def cannot_write(path: Path, error: OSError, what: str = "") -> OutputError:
     )
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it; one that is there is fine.
+
+    Raises
+    ------
+    OutputError
+        It cannot be made, or a file is there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise cannot_write(path, error) from error
+        raise OutputError(
+            f"Folder {path} cannot be made: {error.strerror}.",
+            hint="Choose a folder that can be written.",
+        ) from error
+
+
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Refuse to write where something lies, unless it may be replaced.
 

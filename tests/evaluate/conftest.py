@@ -54,7 +54,7 @@ def make_run(synthetic_slide: Path) -> MakeRun:
             pixels = recolor(source.thumbnail(source.mpp_l0))
             x_px, y_px, width_px, height_px = blank
             pixels[y_px : y_px + height_px, x_px : x_px + width_px] = HE_WHITE
-            slide = {"digest": source.digest, "size": str(source.size_l0)}
+            slide: dict[str, Any] = {"digest": source.digest, "size": str(source.size_l0)}
             slide |= {"pixel size um": slide_mpp}
         write_pyramid(output, scale.size_out, [pixels], scale.mpp_out, WriteConfig(), name=name)
         manifest = RunManifest.begin(

@@ -54,6 +54,13 @@ def test_folder_gives_all_images_by_name_and_is_the_slide(root: Path) -> None:
     assert {file.slide for file in files} == {"he"}
 
 
+def test_folder_outside_of_the_root_is_a_slide_of_its_own(root: Path) -> None:
+    inner = root / "inner"
+    inner.mkdir()
+    files = find_images(settings(inner, folder=str(root / "he")))
+    assert {file.slide for file in files} == {"../he"}
+
+
 def test_manifest_chooses_and_tells_the_licence(root: Path) -> None:
     files = find_images(settings(root, manifest="manifest.csv", where={"split": ["val"]}))
     assert [(f.path.name, f.licence) for f in files] == [

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from wsi_stain.errors import SlideError
+from wsi_stain.errors import OutputError, SlideError
 from wsi_stain.slides.sample import SAMPLE_NAME, fetch_sample
 
 REAL = "slides/CMU-1-Small-Region.svs"
@@ -70,6 +70,14 @@ def test_fetch_refuses_when_bytes_are_others(tmp_path: Path) -> None:
         fetch_sample(tmp_path / "new", from_file=other)
     assert caught.value.exit_code == 3
     assert not (tmp_path / "new").exists()
+
+
+def test_file_in_place_of_the_folder_is_told(tmp_path: Path, shared_data: Path) -> None:
+    place = tmp_path / "file"
+    place.write_bytes(b"mine")
+    with pytest.raises(OutputError, match=r"Folder .*file cannot be made: File exists"):
+        fetch_sample(place, from_file=shared_data / REAL)
+    assert place.read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("name", ["none.svs", "none.whl"])

@@ -14,7 +14,7 @@ from msgspec import structs
 
 from wsi_stain.bundles import find_bundle, read_spec
 from wsi_stain.config import BundleSpec, GuidanceSpec, SolverSpec, TrainConfig, load_recipe
-from wsi_stain.errors import BundleError, ConfigError
+from wsi_stain.errors import BundleError, ConfigError, OutputError
 from wsi_stain.manifest import Event, ignore
 from wsi_stain.stain.reference import measure_reference
 from wsi_stain.train.checkpoint import load_average
@@ -206,6 +206,12 @@ def test_export_is_refused_when_the_run_is_of_another_stage(tmp_path: Path, root
     with pytest.raises(ConfigError, match="is of stage score, not mine"):
         export(config, tmp_path / "run-score", bundle, ignore)
     assert (bundle / "bundle.json").read_bytes() == before
+
+
+def test_file_in_place_of_the_run_folder_is_told(tmp_path: Path, root: Path) -> None:
+    (tmp_path / "run-score").write_bytes(b"mine")
+    with pytest.raises(OutputError, match=r"Folder .*run-score cannot be made: File exists"):
+        _train(tmp_path, root, "score")
 
 
 def test_run_stops_with_a_checkpoint_when_told(tmp_path: Path, root: Path) -> None:

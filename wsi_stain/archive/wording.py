@@ -45,7 +45,7 @@ def next_command(error: BaseException, slide: Path, out: Path) -> str:
     """Say what to type next about a failed slide."""
     file, folder = shlex.quote(str(slide)), shlex.quote(str(out))
     if isinstance(error, MppUnknownError):
-        return f"wsi-stain translate {file} --out {folder} --mpp 0.25   (or column mpp in a list)"
+        return f"wsi-stain translate {file} --out {folder} --mpp 0.25"
     if isinstance(error, NoTissueError):
         return f"wsi-stain plan {file} --tissue-min-fraction 0"
     if isinstance(error, SlideError):

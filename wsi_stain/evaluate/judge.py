@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from wsi_stain.bundles import bundle_digest, find_bundle
 from wsi_stain.config import BundleSpec, load_recipe
 from wsi_stain.doctor import package_versions
-from wsi_stain.errors import OutputError
 from wsi_stain.evaluate.costs import costs_markdown, method_costs
 from wsi_stain.evaluate.metrics import METRIC_VERSION
 from wsi_stain.evaluate.paint import ModelPainter, NullPainter, Painter
@@ -45,7 +44,7 @@ from wsi_stain.evaluate.rows import Row, append_row, picture_path, read_rows, wr
 from wsi_stain.evaluate.scores import score_making, score_picture
 from wsi_stain.evaluate.sheet import draw_sheet, write_picture
 from wsi_stain.evaluate.table import cells, scopes, table_csv, table_markdown
-from wsi_stain.files import atomic_write_bytes
+from wsi_stain.files import atomic_write_bytes, make_folder
 from wsi_stain.manifest import Event, Listener, ignore
 from wsi_stain.stages import digest
 from wsi_stain.stain.start import COLOR_VERSION
@@ -125,10 +124,7 @@ def evaluate(
 def run_evaluation(config: EvaluateConfig, out: Path, listener: Listener = ignore) -> Path:
     """Judge with settings at hand; see `evaluate`."""
     bench = _prepare(config)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"Folder {out} cannot be made: {error.strerror}.") from error
+    make_folder(out)
     rows = _make_rows(bench, out, listener)
     found = scopes(rows)
     table = [cell for scope in found for cell in cells(scope, out, config.seed, bench.real)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -313,7 +314,7 @@ def _by_stem(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def _slide(path: Path, root: Path, group: ImageGroup) -> str:
-    folder = path.parent.relative_to(root).as_posix()
+    folder = Path(os.path.relpath(path.parent, root)).as_posix()  # may lie outside of it
     if not group.group_pattern:
         return folder
     match = re.search(group.group_pattern, path.stem)

@@ -13,6 +13,7 @@ import csv
 import io
 import itertools
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -34,7 +35,7 @@ from wsi_stain.evaluate.quantify import (
     measure,
     measured_folder,
 )
-from wsi_stain.files import atomic_write_bytes
+from wsi_stain.files import atomic_write_bytes, make_folder
 from wsi_stain.geometry import Region, Size
 from wsi_stain.layout import HEAT_FILE
 from wsi_stain.manifest import Listener, ignore
@@ -104,7 +105,7 @@ def quantify(
     with SlideSource.open(picture, mpp=mpp) as source:
         folder = out or measured_folder(picture)
         found = measure(source, config, listener)
-        _make(folder)
+        make_folder(folder)
         step = found.tile_step(config.tile_um)
         rows = list(_tile_rows(found, step))
         _write_heat(found, step, folder)
@@ -152,7 +153,8 @@ def read_numbers(picture: Path, digest: str) -> Numbers | None:
         numbers = msgspec.json.decode(path.read_bytes(), type=Numbers)
     except msgspec.DecodeError as error:
         raise OutputError(
-            f"{path} cannot be read: {error}.", hint=f"Measure again: wsi-stain quantify {picture}"
+            f"{path} cannot be read: {error}.",
+            hint=f"Measure again: wsi-stain quantify {shlex.quote(str(picture))}",
         ) from error
     return numbers if numbers.digest == digest else None
 
@@ -304,13 +306,3 @@ def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     atomic_write_bytes(path, stream.getvalue().encode())
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"Folder {folder} cannot be made: {error.strerror}.",
-            hint="Choose a folder that can be written: --out DIR.",
-        ) from error

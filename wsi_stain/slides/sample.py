@@ -9,7 +9,6 @@ installed or run.
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 from wsi_stain.errors import SlideError
+from wsi_stain.files import atomic_write_bytes, make_folder
 
 __all__ = ["SAMPLE_NAME", "SAMPLE_SHA256", "fetch_sample"]
 
@@ -57,10 +57,8 @@ def fetch_sample(directory: Path, *, from_file: Path | None = None) -> Path:
             f"{_sha256(data)[:16]}..., expected {SAMPLE_SHA256[:16]}...",
             hint=f"Get {SAMPLE_NAME} of OpenSlide's test data and name it: --from FILE",
         )
-    directory.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{SAMPLE_NAME}.{os.getpid()}.part")
-    part.write_bytes(data)
-    part.replace(target)
+    make_folder(directory)
+    atomic_write_bytes(target, data)
     return target
 
 

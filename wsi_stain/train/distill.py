@@ -6,6 +6,7 @@ loop, the command line.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,7 +72,8 @@ def distill_bundle(
     if config.stage != "distill":
         raise ConfigError(
             f"Recipe {recipe} trains stage {config.stage}, not distill.",
-            hint=f"wsi-stain train {config.stage} --recipe {recipe}",
+            hint=f"wsi-stain train {config.stage} --recipe {shlex.quote(str(recipe))} --run RUN "
+            "--bundle BUNDLE",
         )
     asked = {"samples": samples, "threads": threads, "bundle": str(bundle.resolve())}
     config = structs.replace(config, **{k: v for k, v in asked.items() if v is not None})

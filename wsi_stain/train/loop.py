@@ -24,6 +24,7 @@ from torch import nn
 from wsi_stain.cluster import available_cores
 from wsi_stain.config import TrainConfig
 from wsi_stain.errors import DeviceError
+from wsi_stain.files import make_folder
 from wsi_stain.lock import OutputLock
 from wsi_stain.manifest import Event, Listener, ignore
 from wsi_stain.train.checkpoint import Progress, load_into, resume, save, trained
@@ -113,7 +114,7 @@ def fit(
     OutputError
         A checkpoint cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     hear = listener if ranks.leads else ignore
     # Two runs would go on from one checkpoint, each over the other.
     lock = OutputLock(folder / LOCK, "--run") if ranks.leads else None

@@ -20,6 +20,7 @@ from PIL import Image
 from wsi_stain.bundles import find_bundle, read_spec
 from wsi_stain.config import TrainConfig
 from wsi_stain.errors import BundleError, ConfigError
+from wsi_stain.files import make_folder
 from wsi_stain.manifest import Event, Listener
 from wsi_stain.train.checkpoint import load_average, load_into
 from wsi_stain.train.data import ImageSet
@@ -83,7 +84,7 @@ def measure_stage(
         )
     if config.threads > 0:
         torch.set_num_threads(config.threads)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     facts = measures[config.stage](config, folder, bundle)
     listener(Event("train", "note", text=json.dumps(facts)))
     return facts

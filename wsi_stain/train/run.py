@@ -6,6 +6,7 @@ the loop, the command line.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,7 +103,7 @@ def read_recipe(stage: str, recipe: Path) -> TrainConfig:
         verb = "distill" if config.stage == "distill" else f"train {config.stage}"
         raise ConfigError(
             f"Recipe {recipe} trains stage {config.stage}, not {stage}.",
-            hint=f"wsi-stain {verb} --recipe {recipe}",
+            hint=f"wsi-stain {verb} --recipe {shlex.quote(str(recipe))} --run RUN --bundle BUNDLE",
         )
     return config
 
@@ -177,7 +178,8 @@ def _build(config: TrainConfig, train: ImageSet, held_out: ImageSet, device: tor
     if encoder is None:
         raise BundleError(
             f"Bundle {config.bundle} has no score net, whose features stage refine needs.",
-            hint="Train stage score first: wsi-stain train score",
+            hint="Train stage score first: wsi-stain train score --recipe RECIPE --run RUN "
+            f"--bundle {shlex.quote(config.bundle)}",
         )
     return RefineStage(config, encoder, train, held_out, device)
 
@@ -235,7 +237,7 @@ def _starting_spec(config: TrainConfig, bundle: Path) -> BundleSpec:
         return BundleSpec(name=config.name, marker=config.marker, mpp=config.data.mpp)
     raise BundleError(
         f"{bundle} is no bundle yet, and stage {config.stage} can only add to one.",
-        hint=f"wsi-stain train score --bundle {bundle}",
+        hint=f"wsi-stain train score --recipe RECIPE --run RUN --bundle {shlex.quote(str(bundle))}",
     )
 
 

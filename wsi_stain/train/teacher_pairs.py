@@ -25,7 +25,7 @@ from safetensors.torch import save as save_tensors
 
 from wsi_stain.config import SampleConfig, SolverSpec, StainConfig, TrainConfig
 from wsi_stain.errors import BundleError, ConfigError, NoTissueError
-from wsi_stain.files import atomic_write_bytes
+from wsi_stain.files import atomic_write_bytes, make_folder
 from wsi_stain.manifest import Event, Listener
 from wsi_stain.stages import digest
 from wsi_stain.stain.start import COLOR_VERSION
@@ -159,7 +159,8 @@ def teacher_of(bundle: ModelBundle, config: TrainConfig) -> Sampler:
     if sampler is None:
         raise BundleError(
             f"Bundle {bundle.spec.name} has no score net to teach a student.",
-            hint="Train stage score first: wsi-stain train score",
+            hint="Train stage score first: wsi-stain train score --recipe RECIPE --run RUN "
+            "--bundle BUNDLE",
         )
     return sampler
 
@@ -202,7 +203,7 @@ def make_pairs(
     n_pairs = distill.pairs if split == "train" else distill.held_out_pairs
     n_files = -(-n_pairs // PAIRS_PER_FILE)
     place = folder / "pairs" / _key(bundle, config, fields, split)
-    place.mkdir(parents=True, exist_ok=True)
+    make_folder(place)
     maker = _Maker(bundle, config, fields, split)
     listener(Event("pairs", "start", total=n_pairs))
     parts = []

@@ -20,6 +20,7 @@ from torch import nn
 from wsi_stain.bundles import find_bundle, read_spec
 from wsi_stain.config import BundleSpec, GuidanceSpec, SolverSpec, StudentSpec
 from wsi_stain.errors import BundleError, DeviceError
+from wsi_stain.files import make_folder
 from wsi_stain.translate.color import ColorHold
 from wsi_stain.translate.guidance import Entropy, Guidance, MutualInformation, PatchContrast, Sum
 from wsi_stain.translate.networks import ContrastHeads, Critic, ScoreNet
@@ -232,7 +233,7 @@ def save_nets(folder: Path, spec: BundleSpec, nets: dict[str, dict[str, torch.Te
     nets
         Part ("score", "critic", "heads", "student") to weights.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     files = dict(spec.files)
     bare = msgspec.structs.replace(spec, files={})
     for part, weights in nets.items():

@@ -161,21 +161,25 @@ def _show(
     from wsi_stain.console import print_archive
 
     failed = [
-        (slide.name, slide.error, _runnable(slide.next, slides.get(slide.name)))
+        (slide.name, slide.error, _runnable(slide.next, slides.get(slide.name), files.out))
         for slide in record.of_state("failed")
     ]
     counts = {name: len(record.of_state(name)) for name in ("done", "skipped", "failed", "pending")}
     print_archive(counts, failed, files.record)
 
 
-def _runnable(command: str, slide: Path | None) -> str:
-    """Give the slide its folder again, which the record leaves out: it is to be typed here."""
-    if slide is None:
-        return command
+def _runnable(command: str, slide: Path | None, out: Path) -> str:
+    """Give slide and output their folders again, which the record leaves out: to be typed here."""
+    if slide is not None:
+        command = _with_folders(command, "", slide)
+    return _with_folders(command, "--out ", out)
+
+
+def _with_folders(command: str, before: str, path: Path) -> str:
     # A folder with blanks has put quotes around a name without.
-    for form in (f"'{slide.name}'", shlex.quote(slide.name)):
+    for form in (f"{before}'{path.name}'", before + shlex.quote(path.name)):
         if form in command:
-            return command.replace(form, shlex.quote(str(slide)), 1)
+            return command.replace(form, before + shlex.quote(str(path)), 1)
     return command
 
 
