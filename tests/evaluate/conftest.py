@@ -25,7 +25,12 @@ MakeRun = Callable[..., Path]
 
 HE_WHITE = (243.0, 243.0, 244.0)
 HE_OD = ((0.651, 0.701, 0.290), (0.216, 0.801, 0.558))
-SETTINGS = {"bundle": "/home/jane doe/models/mine", "seed": 7, "write": {"quality": 77}}
+SETTINGS = {
+    "bundle": "/home/jane doe/models/mine",
+    "seed": 7,
+    "write": {"quality": 77},
+    "sample": {"solver": "student"},
+}
 
 
 @pytest.fixture(scope="session")

@@ -102,6 +102,8 @@ def test_page_shows_pictures_numbers_and_warning_when_run_is_finished(
         "write.quality (recipe)",
     ):
         assert wanted in html, wanted
+    assert "sample.solver" not in html, "its model says so, nobody asked"
+    assert re.search(r"<dt>solver</dt>\s*<dd>student</dd>", html)
     assert found.texts["td"].count("") == len(found.texts["td"]) / 2  # a verdict in each row
     verdicts = [a["class"] for tag, a in found.tags if tag == "span" and a.get("class")]
     assert verdicts == ["verdict ok"] * 7

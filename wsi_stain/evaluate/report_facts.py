@@ -39,6 +39,7 @@ __all__ = [
 LEAST_SOBEL_SSIM = 0.4
 MOST_WHITESPACE_ERROR = 0.15
 NONE = "none"
+SOLVER = "sample.solver"
 
 
 class Figure(NamedTuple):
@@ -243,6 +244,7 @@ def provenance(record: RunRecord, field_count: int) -> list[Section]:
     settings = tuple(
         (f"{name} ({record.origins.get(name, 'set')})", value)
         for name, value in _changed(record.settings)
+        if name != SOLVER  # told of the model: whether asked for or its own, it is settled
     )
     return [
         Section(
@@ -256,7 +258,13 @@ def provenance(record: RunRecord, field_count: int) -> list[Section]:
             ),
         ),
         Section("Slide", tuple((name, str(value)) for name, value in record.slide.items())),
-        Section("Model", tuple((name, str(value)) for name, value in record.bundle.items())),
+        Section(
+            "Model",
+            (
+                *((name, str(value)) for name, value in record.bundle.items()),
+                *(("solver", str(v)) for name, v in _flat(record.settings) if name == SOLVER and v),
+            ),
+        ),
         Section("Settings that differ from the defaults", settings or (("all", "defaults"),)),
         Section("Stain, fitted once for the slide", tuple(_stain_rows(record.stain))),
         Section(

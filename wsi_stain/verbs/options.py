@@ -109,7 +109,9 @@ plan_options = together(
             "--shard-tiles", "tiles__shard_tiles", type=int, help="Tiles per task; 0: by size."
         ),
         click.option("--device", "cluster__device", help="auto, cuda or cpu."),
-        click.option("--workers", "cluster__workers", type=int, help="0: one per device or core."),
+        click.option(
+            "--workers", "cluster__workers", type=int, help="0: one per core, up to 4 per device."
+        ),
         click.option(
             "--scheduler", "cluster__scheduler", help="Workers elsewhere: tls://HOST:PORT."
         ),
