@@ -123,6 +123,16 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=False):
         """Pixel size of the H&E, um/px; 0 where a record does not say it."""
         return float(self.slide.get("pixel size um", 0.0))
 
+    @property
+    def output_white(self) -> tuple[float, float, float] | None:
+        """Glass of the output, grey levels; none before the color is fitted."""
+        # Records from before it had a name of its own: the start image's was the output's.
+        white = self.stain.get("output_white") or self.stain.get("start", {}).get("target_white")
+        if not white:
+            return None
+        red, green, blue = map(float, white)
+        return red, green, blue
+
 
 class RunManifest:
     """The record of one run and the file it lives in.

@@ -140,7 +140,7 @@ def test_seams_bare_picture_and_spread_come_with_the_picture(
     ]
     assert made.seams[0].stride_px == 96
     he = subject.cut(subject.he)
-    laid = lay_glass(made.bare, he, subject.glass.rgb, bundle.spec.color.white)
+    laid = lay_glass(made.bare, he, subject.glass.rgb, bundle.spec.color.output_white)
     np.testing.assert_array_equal(laid[:80, :80], made.picture[:80, :80])
     single = paint(settings(image, crop_px=TILE_PX + 96), bundle)
     np.testing.assert_array_equal(single, made.picture)

@@ -167,7 +167,7 @@ def test_palette_brings_every_image_to_one_white(root: Path) -> None:
         picture[:] = np.rint(light * brown)
         picture[:, :30] = np.rint(light * np.array([250, 250, 250]))
         save(root / f"train/{name}.png", picture)
-    color = ColorReference(white=(250.0, 250.0, 250.0))
+    color = ColorReference(output_white=(250.0, 250.0, 250.0))
     palette = palette_pixels(ImageChoice(folder="train"), root, color)
     assert np.abs(palette - brown).max() <= 1.0
     real = real_pictures((ImageChoice(folder="train"),), root, color, 60)

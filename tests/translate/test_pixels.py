@@ -27,6 +27,11 @@ def test_channels_keep_their_place_when_mapped() -> None:
     assert np.array_equal(to_model(rgb[:, ::-1, ::-1])[0, :, 0, 0].numpy(), tensor[0, :, 1, 2])
 
 
+def test_channels_are_scaled_before_they_are_rounded() -> None:
+    y = to_model(np.full((1, 1, 1, 3), 100, np.uint8)) + 0.4 / 127.5
+    assert to_rgb(y, (1.0, 2.0, 3.0)).tolist() == [[[[100, 201, 255]]]]
+
+
 def test_values_are_clipped_and_rounded_when_out_of_range() -> None:
     y = torch.tensor([-7.0, -1.0, -0.9999, 0.0, 0.9999, 3.0]).view(1, 1, 1, 6).expand(1, 3, 1, 6)
     assert to_rgb(y)[0, 0, :, 0].tolist() == [0, 0, 0, 128, 255, 255]

@@ -16,6 +16,7 @@ from msgspec import structs
 from wsi_stain.bundles import read_spec
 from wsi_stain.config import (
     BundleSpec,
+    ColorReference,
     GuidanceSpec,
     SampleConfig,
     SolverSpec,
@@ -118,11 +119,31 @@ def test_glass_is_the_bundles_white_when_the_slide_is_bare(
     tiles = he[:1].copy()
     tiles[:, :, :48] = np.rint(WHITE)
     made = translate_tiles(bundle, _task(tiny_bundle, start), tiles, _places(1)).ihc
-    white = np.rint(read_spec(tiny_bundle).color.white)
+    white = np.rint(read_spec(tiny_bundle).color.output_white)
     assert np.array_equal(made[0, :, :40], np.broadcast_to(white, (TILE_PX, 40, 3)))
     dark = translate_tiles(bundle, _task(tiny_bundle, start), he[:1], _places(1)).ihc
     assert not np.array_equal(made[0, :, 56:], np.broadcast_to(white, (TILE_PX, 40, 3)))
     assert dark.std() > 1.0
+
+
+def test_glass_of_the_model_becomes_that_of_the_output_and_all_is_scaled_with_it(
+    tiny_bundle: Path, start: StartTransform, he: Tiles
+) -> None:
+    bundle = load_bundle(str(tiny_bundle), CPU)
+    task = _task(tiny_bundle, start)
+
+    def made(white: float, output_white: float) -> Tiles:
+        color = ColorReference(white=(white,) * 3, output_white=(output_white,) * 3)
+        shown = replace(bundle, spec=structs.replace(bundle.spec, color=color))
+        return translate_tiles(shown, task, he, _places(7)).bare
+
+    model = made(200.0, 200.0).astype(float)
+    output = made(200.0, 255.0)
+    assert np.array_equal(made(255.0, 255.0), model)  # only their ratio counts
+    assert np.abs(output - np.minimum(255.0, model * 255.0 / 200.0)).max() <= 1.14  # two roundings
+    low, high = np.quantile(output[output < 255], [0.25, 0.75]).astype(int)
+    counts = np.bincount(output.ravel())[low:high]
+    assert counts.min() > 0.5 * np.median(counts), "no level is left out"
 
 
 def test_identity_bundle_gives_the_start_image_when_translated(

@@ -14,7 +14,7 @@ from wsi_stain.config import ColorReference
 from wsi_stain.write.qupath import qupath_script, write_qupath_script
 
 COLOR = ColorReference(
-    white=(243.0, 243.0, 244.0), stain_od=((0.624, 0.69, 0.367), (0.278, 0.539, 0.795))
+    output_white=(250.0, 251.0, 252.0), stain_od=((0.624, 0.69, 0.367), (0.278, 0.539, 0.795))
 )
 HE = ((0.65, 0.7, 0.29), (0.21, 0.8, 0.56))
 PARSER = """
@@ -57,7 +57,7 @@ def test_places_are_filled_with_the_bundles_vectors() -> None:
     assert re.findall(r"@[A-Z_]+@", script) == []
     assert '"Values 1" : "0.6240 0.6900 0.3670"' in script
     assert '"Values 2" : "0.2780 0.5390 0.7950"' in script
-    assert '"Background" : "243.0 243.0 244.0"' in script
+    assert '"Background" : "250.0 251.0 252.0"' in script
     assert '"Stain 2" : "Eosin", "Values 2" : "0.2100 0.8000 0.5600"' in script
     assert "research use only" in script
     assert "BRIGHTFIELD_H_E" in script

@@ -139,6 +139,7 @@ class ColorReference(Settings, frozen=True, kw_only=True):
     """
 
     white: White = (255.0, 255.0, 255.0)  # glass of the training IHC, grey levels
+    output_white: White = (255.0, 255.0, 255.0)  # glass of what is shown, to which that is scaled
     stain_od: tuple[Rgb, Rgb] = ((0.650, 0.704, 0.286), (0.268, 0.570, 0.776))  # H, DAB, unit
     stain_c99: tuple[Positive, Positive] = (1.0, 1.0)  # 99th percentile of each density, OD
     he_stain_od: tuple[Rgb, Rgb] = ((0.651, 0.701, 0.290), (0.216, 0.801, 0.558))  # H, E, unit

@@ -161,11 +161,8 @@ def find_ground(source: SlideSource, config: QuantifyConfig) -> Ground:
 
 def _run_white(record: RunRecord | None) -> tuple[Rgb, str] | None:
     """Read the model's glass from the run's record; none where no color was fitted."""
-    target = None if record is None else record.stain.get("start", {}).get("target_white")
-    if not target:
-        return None
-    red, green, blue = (float(level) for level in target)
-    return (red, green, blue), "model of the run"
+    white = None if record is None else record.output_white
+    return None if white is None else (white, "model of the run")
 
 
 def _picture_white(thumbnail: NDArray[np.uint8], source: SlideSource) -> tuple[Rgb, str]:

@@ -149,7 +149,8 @@ def _prepare(config: EvaluateConfig) -> Bench:
     real = tuple(real_pictures(config.real, root, color, config.crop_px))
     palette_digest = hashlib.sha256(palette.tobytes()).hexdigest()
     nulls = [
-        NullPainter(n, palette, palette_digest, color.white, config.blur_px) for n in config.nulls
+        NullPainter(n, palette, palette_digest, color.output_white, config.blur_px)
+        for n in config.nulls
     ]
     name = {"name": bundle.spec.name, "digest": bundle_digest(find_bundle(config.bundle))}
     return Bench(config, bundle.spec, name, (*variants, *nulls), files, real)

@@ -127,7 +127,7 @@ class ModelPainter:
 
     def white(self, subject: Subject) -> Rgb:
         """Give the bundle's white."""
-        return self.bundle.spec.color.white
+        return self.bundle.spec.color.output_white
 
     def facts(self) -> dict[str, Any]:
         """Tell solver, guidance, start image, seed, device and tiling."""

@@ -186,7 +186,7 @@ def palette_pixels(choice: ImageChoice, root: Path, color: ColorReference) -> Rg
     parts = []
     for path, _ in _choose(root, choice):
         pixels = _to_white(_read(path)[0], choice.white, color).reshape(-1, 3)
-        stained = pixels[is_stained(pixels, color.white)]
+        stained = pixels[is_stained(pixels, color.output_white)]
         parts.append(stained[:: max(1, -(-len(stained) // PALETTE_PIXELS_PER_IMAGE))])
     palette = np.concatenate(parts)
     if len(palette) < 4:
@@ -235,7 +235,7 @@ def real_pictures(
 
 def _to_white(picture: Rgb8, background: Rgb, color: ColorReference) -> Rgb8:
     """Bring the glass of a picture to the bundle's white."""
-    gain = np.array(color.white) / np.array(_white(picture, background).rgb)
+    gain = np.array(color.output_white) / np.array(_white(picture, background).rgb)
     balanced: Rgb8 = np.clip(np.rint(picture * gain), 0, 255).astype(np.uint8)
     return balanced
 

@@ -44,7 +44,7 @@ def positive_fraction(files: RunFiles) -> float | None:
     kept = HeFolder(files.folder / "he")
     if not kept.exists:
         return None
-    whites, he = Whites.recorded(RunManifest.load(files.manifest).content.stain), kept.record()
+    whites, he = Whites.recorded(RunManifest.load(files.manifest).content), kept.record()
     scale = Scale(1.0, he.mpp_out, he.size_out)
     n_tissue_px = n_positive_px = 0
     with SlideSource.open(files.output, mpp=he.mpp_out) as source:

@@ -182,7 +182,7 @@ def _build(
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(HERE / "assets", folder / "assets")
     he = kept.record()
-    whites = Whites.recorded(record.stain)
+    whites = Whites.recorded(record)
     ruler = Ruler(whites, he.mpp_out, _detail_um(he, record))
     with ThreadPoolExecutor(available_cores()) as pool:
         with SlideSource.open(files.output, mpp=he.mpp_out) as source:

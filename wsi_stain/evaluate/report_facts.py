@@ -266,7 +266,10 @@ def provenance(record: RunRecord, field_count: int) -> list[Section]:
             ),
         ),
         Section("Settings that differ from the defaults", settings or (("all", "defaults"),)),
-        Section("Stain, fitted once for the slide", tuple(_stain_rows(record.stain))),
+        Section(
+            "Stain, fitted once for the slide",
+            tuple(_stain_rows(record)),
+        ),
         Section(
             "Stages",
             tuple(
@@ -338,11 +341,12 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield prefix + key, value
 
 
-def _stain_rows(stain: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _stain_rows(record: RunRecord) -> Iterator[tuple[str, str]]:
+    stain = record.stain
     fit, start = stain.get("stain", {}), stain.get("start", {})
     yield "method", str(fit.get("method", NONE))
     yield "white of the H&E", _vector(stain.get("white"), 0)
-    yield "white of the output", _vector(start.get("target_white"), 0)
+    yield "white of the output", _vector(record.output_white, 0)
     for name, vector in zip(("hematoxylin", "eosin"), fit.get("stain_od") or (), strict=False):
         yield f"{name}, OD", _vector(vector, 3)
     yield "99th percentiles, OD", _vector(fit.get("stain_c99"), 2)

@@ -9,9 +9,9 @@ how much of it there is, and whether the tissue's structure and its open spaces 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from wsi_stain.evaluate.metrics_nuclei import (
 )
 from wsi_stain.evaluate.metrics_stain import POSITIVE_OD, dab_p90
 from wsi_stain.geometry import Region
+from wsi_stain.manifest import RunRecord
 from wsi_stain.stain.density import is_stained
 
 __all__ = [
@@ -55,21 +56,21 @@ class Whites(NamedTuple):
     ihc: Rgb
 
     @classmethod
-    def recorded(cls, stain: Mapping[str, Any]) -> Whites:
-        """Take them from the numbers that a run's record holds of its color fit.
+    def recorded(cls, record: RunRecord) -> Whites:
+        """Take them from what a run's record holds of its color fit.
 
         Raises
         ------
         OutputError
             There are none yet.
         """
-        try:
-            return cls(he=tuple(stain["white"]), ihc=tuple(stain["start"]["target_white"]))
-        except (KeyError, TypeError) as error:
+        he, ihc = record.stain.get("white"), record.output_white
+        if not he or ihc is None:
             raise OutputError(
                 "The run's record holds no color fit yet.",
                 hint="Run wsi-stain translate again; it goes on where it stopped.",
-            ) from error
+            )
+        return cls(tuple(he), ihc)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def expectation(plan: SlidePlan, missing: Iterable[MissingTile] = ()) -> Expecte
         mpp_out=grid.scale.mpp_out,
         tissue=tuple(full[:: max(1, len(full) // PROBES)]),
         glass=tuple(empty[:: max(1, len(empty) // PROBES)]),
-        white=plan.spec.color.white,
+        white=plan.spec.color.output_white,
     )
 
 

@@ -96,7 +96,7 @@ class TileJudge:
         """
         tissue = is_stained(he, self.stain.white)
         enough = bool(tissue.mean() >= MIN_TISSUE_FRACTION)
-        ours = is_stained(bare, self.color.white)
+        ours = is_stained(bare, self.color.output_white)
         return TileScore(
             structure=_rounded(self._structure(he, ihc, tissue)) if enough else None,
             sobel_ssim=_rounded(sobel_ssim(ihc, he)) if enough else None,
@@ -110,7 +110,7 @@ class TileJudge:
         either = np.linalg.pinv(np.array(self.color.stain_od)).T.sum(axis=0, keepdims=True)
         sigma_px = NUCLEUS_SIGMA_UM / self.mpp_out
         a = _smooth(self.stain.project(he, nuclear)[..., 0], sigma_px)[tissue]
-        b = _smooth(project_od(ihc, self.color.white, either)[..., 0], sigma_px)[tissue]
+        b = _smooth(project_od(ihc, self.color.output_white, either)[..., 0], sigma_px)[tissue]
         return _correlation(a, b)
 
 

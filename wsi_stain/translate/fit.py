@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_stain.config import BundleSpec, SampleConfig, StainConfig, resolve_sampling
+from wsi_stain.config import BundleSpec, Rgb, SampleConfig, StainConfig, resolve_sampling
 from wsi_stain.stain.density import is_stained
 from wsi_stain.stain.doubt import doubt_he
 from wsi_stain.stain.normalize import StainTransform, fit_stain
@@ -35,6 +35,8 @@ class ColorFit:
         Normalization of the H&E.
     start
         Start image.
+    output_white
+        Glass of the output, grey levels.
     map_scale
         99th percentile of the gradient map over tissue; none where no term looks at the map.
     notes
@@ -44,6 +46,7 @@ class ColorFit:
     white: tuple[float, float, float]
     stain: StainTransform
     start: StartTransform
+    output_white: Rgb
     map_scale: float | None
     notes: tuple[str, ...] = ()
 
@@ -53,6 +56,7 @@ class ColorFit:
             "white": list(self.white),
             "stain": msgspec.to_builtins(self.stain),
             "start": msgspec.to_builtins(self.start),
+            "output_white": list(self.output_white),
         } | ({} if self.map_scale is None else {"map_scale": self.map_scale})
 
 
@@ -102,7 +106,7 @@ def fit_pictures(
         from wsi_stain.translate.maps import measure_map_scale
 
         map_scale = measure_map_scale(start.apply(he), tissue, map_kind)
-    return ColorFit(glass.rgb, stain, start, map_scale, tuple(notes))
+    return ColorFit(glass.rgb, stain, start, spec.color.output_white, map_scale, tuple(notes))
 
 
 def map_looked_at(spec: BundleSpec, sample: SampleConfig) -> str | None:

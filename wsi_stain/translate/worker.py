@@ -162,12 +162,16 @@ def _translate_batch(
     x_0, source = to_model(start, bundle.device), to_model(he, bundle.device)
     places = torch.from_numpy(places_xy).to(bundle.device)
 
+    color = bundle.spec.color
+    gain = [shown / own for shown, own in zip(color.output_white, color.white, strict=True)]
+
     def paint(seed: int) -> tuple[Tiles, Tiles]:
-        bare = start
-        if sampler is not None:
+        if sampler is None:
+            bare = to_rgb(x_0, gain)
+        else:
             noise = _remembered(NoiseField(seed % SEEDS), places, he.shape[1])
-            bare = to_rgb(sampler(x_0, noise, task.map_scale, source))
-        return lay_glass(bare, he, task.white, bundle.spec.color.white), bare
+            bare = to_rgb(sampler(x_0, noise, task.map_scale, source), gain)
+        return lay_glass(bare, he, task.white, color.output_white), bare
 
     ihc, bare = paint(task.seed)
     if task.sample.seeds == 1:

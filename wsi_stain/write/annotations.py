@@ -100,7 +100,7 @@ def annotate_run(
     with SlideSource.open(files.output, mpp=scale.mpp_out) as picture:
         features = itertools.chain(
             tissue_features(mask, scale.size_out, scale.factor, scale.mpp_out),
-            positive_features(picture, spec.color.white),
+            positive_features(picture, spec.color.output_white),
             grid_features(grid, rows),
             flagged_features(rows, scale.size_out, scale.mpp_out),
             missing_features(missing, scale),

@@ -72,7 +72,7 @@ def qupath_script(
         "MARKER": _plain(marker),
         "HEMATOXYLIN": _vector(hematoxylin, 4),
         "DAB": _vector(dab, 4),
-        "WHITE": _vector(color.white, 1),
+        "WHITE": _vector(color.output_white, 1),
         "HE_STAINS": _he_stains(name, he_stain_od, he_white) if has_fit else "",
     }
     text = TEMPLATE.read_text(encoding="utf-8")
