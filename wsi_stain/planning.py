@@ -105,8 +105,7 @@ class SlidePlan:
             return self.source.notes
         enlarged = (
             f"The slide's pixels are {self.source.mpp_l0:.3g} um, coarser than the model's "
-            f"{self.spec.mpp:g} um: they are enlarged, and no nucleus is counted. "
-            "What is finer is drawn by the model alone."
+            f"{self.spec.mpp:g} um: they are enlarged, and what is finer the model draws alone."
         )
         return (*self.source.notes, enlarged)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
+import tempfile
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -29,7 +30,7 @@ from wsi_stain.archive.ledger import Ledger
 from wsi_stain.archive.record import ArchiveFiles
 from wsi_stain.cluster import available_cores, count_workers
 from wsi_stain.errors import DeviceError
-from wsi_stain.files import atomic_write_bytes
+from wsi_stain.files import atomic_write_bytes, make_folder
 from wsi_stain.manifest import Event
 from wsi_stain.planning import nvidia_devices
 
@@ -108,8 +109,9 @@ def measure_pace(job: Job, orders: Orders, path: Path) -> Pace:
     WsiStainError
         The slide cannot be translated here, so others cannot be either.
     """
-    folder = path.with_name(PROBE_FOLDER)
-    shutil.rmtree(folder, ignore_errors=True)
+    # One of its own: parts of an archive may be tried out at once.
+    make_folder(path.parent)
+    folder = Path(tempfile.mkdtemp(prefix=PROBE_FOLDER, dir=path.parent))
     began_s = time.monotonic()
     try:
         with Workers(orders.base.cluster) as workers:
@@ -161,7 +163,9 @@ class _Probe:
         out = self._folder / str(self._runs)
         files = ArchiveFiles(out, WHOLE)
         files.logs.mkdir(parents=True)
-        config = msgspec.structs.replace(self._orders.config, attempts=1, stage=False)
+        config = msgspec.structs.replace(
+            self._orders.config, attempts=1, stage=False, keep_store=False
+        )
         orders = replace(self._orders, files=files, config=config, most_tiles=n_tiles)
         jobs = [
             replace(self._job, name=f"{self._job.name}{i}", stem=f"probe{i}")

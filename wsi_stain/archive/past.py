@@ -6,6 +6,7 @@ In: a job, its files. Out: what an earlier run left. Not here: what is done abou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from wsi_stain.config import ClusterConfig, RunConfig, SlideConfig, TileConfig, 
 from wsi_stain.errors import OutputError
 from wsi_stain.files import sha256_any, size_bytes
 from wsi_stain.layout import RunFiles
-from wsi_stain.manifest import RunManifest, RunRecord
+from wsi_stain.manifest import OutputRecord, RunManifest, RunRecord
 from wsi_stain.slides.identity import check_file, content_digest
 from wsi_stain.write.validate import validate
 
@@ -99,14 +100,23 @@ def _that_show(config: RunConfig) -> RunConfig:
 
 
 def _fault(files: RunFiles, record: RunRecord, *, verify: bool) -> str:
-    wanted = next((o for o in record.outputs if o.name == files.output.name), None)
-    if wanted is None or not files.output.exists():
+    if not any(output.name == files.output.name for output in record.outputs):
         return "it is not there"
-    if (found_bytes := size_bytes(files.output)) != wanted.bytes:
+    for output in record.outputs:  # the spread over seeds is one, too
+        path = files.output.with_name(output.name)
+        if fault := _fault_of(path, output, verify=verify):
+            return fault if path == files.output else f"{output.name}: {fault}"
+    return ""
+
+
+def _fault_of(path: Path, wanted: OutputRecord, *, verify: bool) -> str:
+    if not path.exists():
+        return "it is not there"
+    if (found_bytes := size_bytes(path)) != wanted.bytes:
         return f"it has {found_bytes:,} bytes, its record says {wanted.bytes:,}"
-    found = validate(files.output)
+    found = validate(path)
     if not found.ok:
         return "; ".join(found.problems)
-    if verify and (found_sha256 := sha256_any(files.output)) != wanted.sha256:
+    if verify and (found_sha256 := sha256_any(path)) != wanted.sha256:
         return f"its SHA-256 is {found_sha256[:12]}, its record says {wanted.sha256[:12]}"
     return ""

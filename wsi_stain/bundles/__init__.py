@@ -35,16 +35,17 @@ def find_bundle(name: str) -> Path:
     Parameters
     ----------
     name
-        Name of a shipped bundle, or a path to a folder that holds a `bundle.json`.
+        Name of a shipped bundle, or a path to a folder that holds a `bundle.json`. ``./ki67`` is
+        a path also where a shipped bundle has that name.
 
     Raises
     ------
     BundleError
         Neither; the shipped names are listed.
     """
-    shipped = Path(__file__).parent / name
+    shipped = [Path(__file__).parent / name] if name in list_bundles() else []
     with suppress(OSError):  # a name too long for a path names no bundle
-        for folder in (shipped, Path(name)):
+        for folder in (*shipped, Path(name)):
             if Path(name).name and (folder / SPEC_FILE).is_file():
                 return folder.resolve()
     raise BundleError(

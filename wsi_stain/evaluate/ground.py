@@ -96,15 +96,22 @@ class Ground:
 
 
 def picture_name(path: Path) -> str:
-    """Name a picture without its ending: what its files beside it begin with."""
+    """Name a picture without its ending: what its files beside it begin with.
+
+    A scan beside a run of the same name keeps its ending: that name is taken by the run's picture.
+    """
     for suffix in OUTPUT_SUFFIXES.values():
         if path.name.endswith(suffix):
             return path.name.removesuffix(suffix)
-    return safe_name(path.name)
+    name = safe_name(path.name)
+    is_taken = path.with_name(name + RUN_SUFFIX).is_dir()
+    return f"{name}_{path.suffix.lstrip('.')}" if is_taken else name
 
 
 def run_beside(path: Path) -> RunFiles | None:
     """Find the run that made a picture, if its folder lies beside."""
+    if not path.name.endswith(tuple(OUTPUT_SUFFIXES.values())):
+        return None  # a scan, whatever lies beside it
     files = RunFiles(path, path.with_name(picture_name(path) + RUN_SUFFIX))
     return files if files.manifest.is_file() else None
 

@@ -37,6 +37,8 @@ class HotSpot:
         Positive nuclei per area of tissue inside.
     n_nuclei, n_positive
         Counts inside.
+    tissue_mm2
+        Area of tissue inside.
     """
 
     center_xy_um: tuple[float, float]
@@ -45,6 +47,7 @@ class HotSpot:
     positive_per_mm2: float
     n_nuclei: int
     n_positive: int
+    tissue_mm2: float = 0.0
 
 
 def find_hot_spot(
@@ -92,6 +95,7 @@ def find_hot_spot(
                 positive_per_mm2=float(density[row, column]),
                 n_nuclei=round(float(_around(table.nuclei, disk)[row, column])),
                 n_positive=round(float(positive[row, column])),
+                tissue_mm2=float(around_mm2[row, column]),
             )
         area_mm2 /= 2.0
     return None

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from wsi_stain.bundles import bundle_digest, find_bundle
 from wsi_stain.config import BundleSpec, load_recipe
 from wsi_stain.doctor import package_versions
+from wsi_stain.errors import NoTissueError
 from wsi_stain.evaluate.costs import costs_markdown, method_costs
 from wsi_stain.evaluate.metrics import METRIC_VERSION
 from wsi_stain.evaluate.paint import ModelPainter, NullPainter, Painter
@@ -54,6 +55,7 @@ __all__ = ["evaluate", "run_evaluation"]
 
 Rgb8 = NDArray[np.uint8]
 
+LEAST_TISSUE = 0.01  # of a crop
 STATEMENT = "Virtual stain, research use only: not for diagnosis."
 
 
@@ -157,15 +159,24 @@ def _prepare(config: EvaluateConfig) -> Bench:
 
 
 def _make_rows(bench: Bench, out: Path, listener: Listener) -> list[Row]:
-    """Make what is missing; give all rows in the order of recipe and images."""
+    """Make what is missing; give all rows in the order of recipe and images.
+
+    A crop that shows only glass is left out: every method paints glass, and is perfect on it.
+    """
     results = out / "results.jsonl"
     known = {row.key: row for row in read_rows(results)}
     write_rows(results, known.values())
     rows: list[Row] = []
     total = len(bench.files) * len(bench.painters)
     listener(Event("evaluate", "start", total=total))
+    n_done = 0
     for file in bench.files:
         subject = load_subject(file, bench.spec.mpp, bench.config)
+        if subject.tissue_fraction < LEAST_TISSUE:
+            note = f"{file.name} is left out: its crop shows {subject.tissue_fraction:.1%} tissue"
+            listener(Event("evaluate", "note", text=note))
+            n_done += len(bench.painters)
+            continue
         _keep_inputs(subject, out)
         for painter in bench.painters:
             key = _key(bench, painter, subject)
@@ -174,7 +185,13 @@ def _make_rows(bench: Bench, out: Path, listener: Listener) -> list[Row]:
                 row = _judge(bench, painter, subject, key, out)
                 append_row(results, row)
             rows.append(row)
-            listener(Event("evaluate", "advance", done=len(rows), total=total))
+            n_done += 1
+            listener(Event("evaluate", "advance", done=n_done, total=total))
+    if not rows:
+        raise NoTissueError(
+            f"None of the {len(bench.files)} crops shows tissue.",
+            hint="Give other images, or larger crops: crop_px = 0 takes all of each.",
+        )
     write_rows(results, rows)
     listener(Event("evaluate", "finish", done=total, total=total))
     return rows
@@ -279,15 +296,18 @@ def _heading(bench: Bench, rows: Sequence[Row]) -> str:
     first = rows[0]
     crop = f"central {bench.config.crop_px} px" if bench.config.crop_px else "whole images"
     real = f"; {len(bench.real)} held-out fields of real stain" if bench.real else ""
+    images = sorted({row.image for row in rows})
+    blank = [file.name for file in bench.files if file.name not in images]
+    left_out = f" Left out, as their crops show no tissue: {', '.join(blank)}." if blank else ""
     return (
         f"# Evaluation of {bench.bundle['name']} ({bench.bundle['digest'][:12]})\n\n"
         f"{STATEMENT}\n\n"
-        f"{len(bench.files)} images, {crop} at about {bench.spec.mpp:g} um/px{real}, seed "
+        f"{len(images)} images, {crop} at about {bench.spec.mpp:g} um/px{real}, seed "
         f"{bench.config.seed}, metrics version {METRIC_VERSION}, IOD `dab` exact. Mean [95 % "
         "interval, resampled by slide or folder; none under 5]. A method counts only if it beats "
         "`null-recolor` on stain and `null-blur` on structure; `source` is the H&E itself. "
         f"Painting took {sum(row.seconds for row in rows):.0f} s "
-        f"({first.settings.get('device', 'cpu')}); data in run.json."
+        f"({first.settings.get('device', 'cpu')}); data in run.json.{left_out}"
     )
 
 

@@ -99,6 +99,11 @@ class Subject:
     digests: tuple[str, ...]
     fits: dict[tuple[str, str | None], ColorFit] = field(default_factory=dict)
 
+    @property
+    def tissue_fraction(self) -> float:
+        """Share of the crop's H&E that is stained."""
+        return float(is_stained(self.cut(self.he), self.glass.rgb).mean())
+
     def cut(self, picture: Rgb8) -> Rgb8:
         """Cut the judged part out of a picture of the whole image."""
         crop = self.crop

@@ -59,6 +59,8 @@ class Numbers(msgspec.Struct, frozen=True, kw_only=True):
         The place with the most positive nuclei.
     mean_dab_sd, labelling_low_percent, labelling_high_percent, uncertainty_note
         Spread over noise seeds, and the index with each nucleus' DAB moved down and up by it.
+    doubts
+        Why these numbers may mean nothing: the picture looks like no IHC.
     """
 
     schema: int = NUMBERS_SCHEMA
@@ -90,6 +92,7 @@ class Numbers(msgspec.Struct, frozen=True, kw_only=True):
     labelling_low_percent: float | None
     labelling_high_percent: float | None
     uncertainty_note: str
+    doubts: tuple[str, ...] = ()
 
     def full(self) -> dict[str, Any]:
         """Give all fields, for machines."""
@@ -111,20 +114,24 @@ class Numbers(msgspec.Struct, frozen=True, kw_only=True):
             shown["labelling index"] = (
                 f"{self.labelling_percent:.1f} %: {self.n_positive:,} of {self.n_nuclei:,} nuclei"
             )
-        shown["its error"] = self.nuclei_error
+        counted = self.labelling_percent is not None
+        shown["its error" if counted else "labelling index"] = self.nuclei_error
         if spot is not None:
             x_um, y_um = spot.center_xy_um
             shown["hot spot"] = (
-                f"{spot.positive_per_mm2:,.0f} positive nuclei per mm2 at {x_um / 1e3:.3f}, "
-                f"{y_um / 1e3:.3f} mm ({spot.n_positive:,} of {spot.n_nuclei:,} nuclei)"
+                f"{spot.positive_per_mm2:,.0f} positive nuclei per mm2 of tissue at "
+                f"{x_um / 1e3:.3f}, {y_um / 1e3:.3f} mm ({spot.n_positive:,} of "
+                f"{spot.n_nuclei:,} nuclei on {spot.tissue_mm2:.3g} mm2)"
             )
-        shown["its size"] = self.hot_spot_note
+        shown["hot spot" if spot is None else "its size"] = self.hot_spot_note
         if self.mean_dab_sd is not None:
             shown["sd of DAB OD"] = (
                 f"{self.mean_dab_sd:.3f} over seeds; one sd less or more brown: index "
                 f"{self.labelling_low_percent or 0:.1f} to {self.labelling_high_percent or 0:.1f} %"
             )
         shown["uncertainty"] = self.uncertainty_note
+        if self.doubts:
+            shown["doubt"] = " ".join(self.doubts)
         return shown
 
 
@@ -180,7 +187,8 @@ def measure(source: SlideSource, config: QuantifyConfig, listener: Listener = ig
         Nothing on the picture is tissue.
     """
     ground = find_ground(source, config)
-    for doubt in doubt_ihc(source.thumbnail(DOUBT_MPP), ground.white):
+    doubts = doubt_ihc(source.thumbnail(DOUBT_MPP), ground.white)
+    for doubt in doubts:
         listener(Event("quantify", "note", text=doubt))
     table, cell_px = measure_cells(source, ground, config, listener)
     totals = table.totals()
@@ -215,6 +223,7 @@ def measure(source: SlideSource, config: QuantifyConfig, listener: Listener = ig
         hot_spot_note=_spot_note(spot, can_count, config),
         **_by_nucleus(totals, tissue_px * (px_um / 1e3) ** 2, ground.detail_um),
         **_by_seed(totals, ground),
+        doubts=doubts,
     )
     return Quantified(numbers, table, cell_px, ground)
 

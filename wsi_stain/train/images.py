@@ -133,10 +133,12 @@ def _manifest_rows(root: Path, config: DataConfig) -> list[_Row]:
 
 def _folder_rows(root: Path, config: DataConfig) -> list[_Row]:
     names = sorted(
-        str(path.relative_to(root))
-        for folder in config.folders
-        for path in (root / folder).rglob("*")
-        if path.suffix.lower() in SUFFIXES
+        {
+            str(path.relative_to(root))
+            for folder in config.folders  # one may lie in another
+            for path in (root / folder).rglob("*")
+            if path.suffix.lower() in SUFFIXES
+        }
     )
     rows = []
     for i, name in enumerate(names):

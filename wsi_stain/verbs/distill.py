@@ -15,8 +15,8 @@ __all__ = ["distill"]
 @click.option("--recipe", type=PATH, required=True, help="TOML file; see pipelines/train/.")
 @click.option("--run", type=PATH, required=True, help="Run folder: pairs, checkpoint, log.")
 @click.option("--bundle", type=PATH, required=True, help="Bundle folder that gets the student.")
-@click.option("--samples", type=int, help="Budget in samples; beats the recipe.")
-@click.option("--threads", type=int, help="CPU threads; 0: all cores.")
+@click.option("--samples", type=click.IntRange(min=1), help="Budget in samples; beats the recipe.")
+@click.option("--threads", type=click.IntRange(min=0), help="CPU threads; 0: all cores.")
 @quiet_option
 def distill(
     recipe: Path, run: Path, bundle: Path, samples: int | None, threads: int | None, quiet: bool

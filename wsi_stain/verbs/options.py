@@ -128,7 +128,7 @@ plan_options = together(
     ]
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-quiet_option = click.option("--quiet", is_flag=True, help="Show errors only.")
+quiet_option = click.option("--quiet", is_flag=True, help="Show no progress.")
 
 
 def settings_flags(command: click.Command) -> list[click.Parameter]:

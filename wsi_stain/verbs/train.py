@@ -16,8 +16,8 @@ __all__ = ["train"]
 @click.option("--recipe", type=PATH, required=True, help="TOML file; see pipelines/train/.")
 @click.option("--run", type=PATH, required=True, help="Run folder: checkpoint and log.")
 @click.option("--bundle", type=PATH, help="Write the averaged weights into this bundle folder.")
-@click.option("--samples", type=int, help="Budget in samples; beats the recipe.")
-@click.option("--threads", type=int, help="CPU threads; 0: all cores.")
+@click.option("--samples", type=click.IntRange(min=1), help="Budget in samples; beats the recipe.")
+@click.option("--threads", type=click.IntRange(min=0), help="CPU threads; 0: all cores.")
 @click.option(
     "--measure",
     is_flag=True,
@@ -50,6 +50,7 @@ def train(  # noqa: PLR0913 - one parameter per flag
 
     with ProgressDisplay(quiet=quiet) as display:
         if measure:
-            measure_stage(read_recipe(stage, recipe), run, str(bundle) if bundle else None, display)
+            folder = str(bundle.resolve()) if bundle else None  # never a shipped one of that name
+            measure_stage(read_recipe(stage, recipe), run, folder, display)
             return
         train_stage(stage, recipe, run, bundle, display, samples=samples, threads=threads)
