@@ -195,6 +195,11 @@ def test_plain_output_is_aligned_lines(run: Run, synthetic_slide: Path) -> None:
         (["report", "{tmp}"], 8, "run"),
         (["translate"], 2, "Missing argument"),
         (["translate", "{glass}", "--format", "ome-zarr", "--lossless"], 2, "always lossless"),
+        (["translate", "{glass}", "--quality", "80", "--lossless"], 2, "--quality is for JPEG"),
+        (["plan", "{glass}", "--recipe", "{tmp}/flat.toml"], 2, "`overlap_px` under [tiles]?"),
+        (["plan", "{glass}", "--recipe", "{tmp}/near.toml"], 2, "Did you mean `overlap_px`?"),
+        (["train", "score", "--recipe", "r", "--run", "r", "--samples", "-1"], 2, "--samples"),
+        (["distill", "--recipe", "r", "--run", "r", "--bundle", "b", "--samples", "0"], 2, "x>=1"),
         (["train", "score", "--recipe", "{tmp}/none.toml", "--run", "{tmp}/r"], 2, "none.toml"),
         (["unknown"], 2, "No such command"),
         (["transalte"], 2, "Did you mean translate?"),
@@ -211,6 +216,8 @@ def test_error_is_one_line_and_its_own_code(
     words: str,
 ) -> None:
     (tmp_path / "text.svs").write_text("this is no slide")
+    (tmp_path / "flat.toml").write_text("overlap = 32\n")
+    (tmp_path / "near.toml").write_text("[tiles]\noverlap = 32\n")
     white = np.full((400, 500, 3), 243, np.uint8)
     glass = write_slide(tmp_path / "glass.tiff", white, 0.5)
     no_mpp = write_slide(tmp_path / "no_mpp.tiff", white, None)

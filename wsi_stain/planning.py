@@ -6,6 +6,7 @@ In: a slide's path, settings. Out: a `SlidePlan`. Not here: any work on pixels b
 from __future__ import annotations
 
 import math
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,12 +35,14 @@ from wsi_stain.manifest import Event, Listener, ignore
 from wsi_stain.slides.image import SlideSource
 from wsi_stain.slides.mask import TissueMask
 from wsi_stain.slides.plan import TileGrid, plan_tiles
-from wsi_stain.slides.projection import PlanProjection, Speeds, project
+from wsi_stain.slides.projection import PlanLimits, PlanProjection, Speeds, check, project
 from wsi_stain.slides.tissue import find_tissue
 from wsi_stain.stain.white import WhitePoint, estimate_white
 
 __all__ = [
     "SlidePlan",
+    "allowed_memory_bytes",
+    "check_memory",
     "count_net_flop",
     "machine_bytes",
     "plan_by_spec",
@@ -60,6 +63,7 @@ WORKER_BYTES = 900 * 2**20
 COST_OF_SEEDS = "each translates every tile, the time is that of all"
 LARGEST_SHARD_TILES = 64
 FEWEST_SHARDS = 32
+MEMORY_SHARE = 0.75  # of the machine
 
 
 @dataclass(frozen=True)
@@ -280,6 +284,22 @@ def count_net_flop(net: NetSpec, side_px: int) -> float:
             flop += (9 + 1) * channels[level - 1] * width * here  # shrink, grow
     flop += 18 * channels[-1] ** 2 * here  # middle
     return 2.0 * flop
+
+
+def allowed_memory_bytes(config: ClusterConfig) -> int:
+    """Give the memory that a run may take: as asked for, or three quarters of the machine's."""
+    return config.memory_limit_mb * 2**20 or int(MEMORY_SHARE * machine_bytes())
+
+
+def check_memory(plan: SlidePlan, config: ClusterConfig) -> None:
+    """Refuse a plan that this machine cannot hold, as `translate` would.
+
+    Raises
+    ------
+    PlanError
+        With both numbers.
+    """
+    check(plan.projection, PlanLimits(allowed_memory_bytes(config), sys.maxsize))
 
 
 def plan_facts(

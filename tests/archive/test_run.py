@@ -23,6 +23,7 @@ from wsi_stain.errors import LockedError, SlideError
 from wsi_stain.files import sha256_any
 from wsi_stain.lock import OutputLock
 from wsi_stain.manifest import Event
+from wsi_stain.pipeline import translate_slide
 from wsi_stain.write.validate import validate
 
 RunOver = Callable[..., ArchiveRecord]
@@ -185,6 +186,35 @@ def test_damaged_output_is_made_again_and_a_foreign_one_is_kept(
         "a_test": "done"
     }
     assert output.read_bytes() != good
+
+
+def test_spread_that_was_lost_is_made_again(
+    tmp_path: Path, archive_folder: Path, run_over: RunOver, settle: Settle, states: States
+) -> None:
+    source, base = archive_folder / "s1.tiff", settle(sample__seeds=2)
+    run_over(source, tmp_path, base=base)
+    spread = tmp_path / "s1_test_uncertainty.ome.tiff"
+    whole = spread.read_bytes()
+    assert states(run_over(source, tmp_path, base=base)) == {"s1_test": "skipped"}
+    for left in (None, whole[:1000]):
+        spread.unlink()
+        if left:
+            spread.write_bytes(left)
+        record = run_over(source, tmp_path, base=base)
+        assert states(record) == {"s1_test": "done"}
+        assert "s1_test_uncertainty.ome.tiff: it" in " ".join(record.slides[0].notes)
+        assert spread.read_bytes() == whole
+
+
+def test_slide_done_alone_with_its_pixel_size_is_done(
+    tmp_path: Path, archive_folder: Path, run_over: RunOver, settle: Settle, states: States
+) -> None:
+    source = archive_folder / "no_mpp.tiff"
+    assert states(run_over(source, tmp_path)) == {"no_mpp_test": "failed"}
+    translate_slide(source, tmp_path, settle(slide__mpp=0.5))
+    assert states(run_over(source, tmp_path)) == {"no_mpp_test": "skipped"}
+    other = run_over(source, tmp_path, base=settle(slide__mpp=0.25))
+    assert states(other) == {"no_mpp_test": "failed"}, "another size was asked for"
 
 
 def test_workers_and_shards_make_no_other_work_of_it(

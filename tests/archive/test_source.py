@@ -55,6 +55,19 @@ def test_recursive_looks_into_folders_but_not_into_outputs(tree: Path) -> None:
     ]
 
 
+def test_links_that_lead_back_are_not_followed(tree: Path) -> None:
+    before = find_entries(str(tree), tree / "out", recursive=True)
+    (tree / "x/back").symlink_to(tree)
+    (tree / "self").symlink_to(".")
+    assert find_entries(str(tree), tree / "out", recursive=True) == before
+
+
+def test_bundle_of_a_list_is_relative_to_it_as_slides_are(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("slide,bundle\na.svs,mine\nb.svs,ki67\nc.svs,/x/y\nd.svs,\n")
+    found = [entry.bundle for entry in find_entries(str(tmp_path / "l.csv"), tmp_path)]
+    assert found == [str(tmp_path / "mine"), "ki67", "/x/y", ""]
+
+
 def test_pattern_and_single_file(tree: Path) -> None:
     out = tree / "out"
     assert names(find_entries(f"{tree}/**/*.svs", out), tree) == ["a.svs", "x/a.svs", "y/a.svs"]

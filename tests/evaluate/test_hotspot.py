@@ -34,6 +34,7 @@ def test_spot_lies_where_it_was_planted() -> None:
     assert spot.center_xy_um == (12.5 * CELL_UM, 40.5 * CELL_UM)
     assert spot.positive_per_mm2 == pytest.approx(9 / (CELL_UM / 1e3) ** 2)
     assert spot.n_positive == pytest.approx(0.9 * spot.n_nuclei)
+    assert spot.positive_per_mm2 == pytest.approx(spot.n_positive / spot.tissue_mm2, rel=1e-3)
     assert spot.area_mm2 == pytest.approx(area_mm2, rel=0.1)
 
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from wsi_stain.cli import cli
 from wsi_stain.config import BundleSpec
-from wsi_stain.errors import BundleError
+from wsi_stain.errors import BundleError, NoTissueError
 from wsi_stain.evaluate.judge import evaluate
 from wsi_stain.evaluate.rows import Row, picture_path, read_rows
 from wsi_stain.evaluate.sheet import read_picture
@@ -93,6 +93,25 @@ def test_every_method_is_judged_on_every_image(root: Path, bundle: Path) -> None
     assert (first.width_px, first.height_px, first.mpp) == (96, 96, 0.5)
     assert first.settings["solver"]["steps"] == 15
     assert len(first.digests[0]) == len(first.bundle["digest"]) == 64
+
+
+def test_crop_of_glass_is_left_out_and_named(root: Path, bundle: Path) -> None:
+    for folder in ("he", "ihc"):
+        cv2.imwrite(str(root / folder / "c.png"), np.full((140, 150, 3), 243, np.uint8))
+    heard = list[Event]()
+    evaluate(write_recipe(root), root / "out", bundle=str(bundle), listener=heard.append)
+    rows = read_rows(root / "out/results.jsonl")
+    assert {row.image for row in rows} == {"pairs/a", "pairs/b", "alone/a"}
+    assert [event.text for event in heard if event.kind == "note"] == [
+        "pairs/c is left out: its crop shows 0.0% tissue"
+    ]
+    text = (root / "out/table.md").read_text()
+    assert "3 images" in text
+    assert "Left out, as their crops show no tissue: pairs/c." in text
+    for name in ("a", "b"):
+        (root / f"he/{name}.png").unlink()
+    with pytest.raises(NoTissueError, match="None of the 2 crops shows tissue"):
+        run(root, bundle)
 
 
 def test_identity_against_itself_is_perfect(root: Path, bundle: Path) -> None:

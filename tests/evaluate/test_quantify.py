@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,22 @@ def test_nuclei_of_an_enlarged_he_are_not_counted(tmp_path: Path, make_run: Make
     assert numbers.nuclei_error == "Not counted: pixels of 1 um are too large to see nuclei."
     page = write_report(run).read_text("utf-8")
     assert "Not counted: pixels of 1 um are too large to see nuclei." in page
+
+
+def test_scan_is_no_virtual_picture_though_a_run_of_its_name_lies_beside(
+    picture: Path, synthetic_slide: Path, tmp_path: Path
+) -> None:
+    scan = picture.with_name("S-1_ki67.tiff")
+    shutil.copy(synthetic_slide, scan)
+    try:
+        numbers, folder = quantify(scan)
+        assert numbers.statement == "as scanned"
+        assert numbers.tissue_origin == "this picture"
+        assert folder.name == "S-1_ki67_tiff_quantify"
+        assert numbers.doubts[0].startswith("Is this picture an IHC?")
+        assert numbers.facts()["doubt"] == numbers.doubts[0]
+    finally:
+        scan.unlink()
 
 
 def test_he_in_place_of_its_virtual_stain_is_doubted(

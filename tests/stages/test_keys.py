@@ -36,6 +36,19 @@ def planned(
         return plan, fit_color(plan, source, CONFIG)
 
 
+def test_color_is_fitted_on_tissue_where_glass_is_worked_on_too(
+    tmp_path: Path, write_slide: Callable[..., Path], he_pixels: npt.NDArray[np.uint8]
+) -> None:
+    pixels = np.full((3200, 3200, 3), 243, np.uint8)
+    pixels[2800:3000, 2800:3000] = he_pixels[380:580, 330:530]
+    path = write_slide(tmp_path / "corner.tiff", pixels, 0.5)
+    tiles = structs.replace(CONFIG.tiles, tissue_min_fraction=0.0)
+    plan = plan_slide(path, structs.replace(CONFIG, tiles=tiles))
+    with plan.source as source:
+        assert plan.grid.n_tiles > 200
+        assert fit_color(plan, source, CONFIG).stain.n_stained > 1000
+
+
 def test_key_is_that_of_the_same_inputs(planned: tuple[SlidePlan, ColorFit]) -> None:
     plan, color = planned
     assert keys.ihc_key(plan, color, CONFIG, HERE) == keys.ihc_key(plan, color, CONFIG, HERE)

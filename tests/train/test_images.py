@@ -54,6 +54,11 @@ def test_licence_comes_from_the_recipe_where_no_manifest_says_it(config: DataCon
     assert found == {"ihc/near": "CC0", "ihc/far": "not stated"}
 
 
+def test_image_of_two_folders_counts_once(config: DataConfig) -> None:
+    twice = structs.replace(config, folders=("ihc", "ihc/near"), held_out_strip=0.4)
+    assert len(load_images(twice, "train")) == 2
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -40,6 +40,16 @@ def _edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path.write_text(json.dumps(spec), encoding="utf-8")
 
 
+def test_path_is_a_path_also_where_a_shipped_bundle_has_that_name(
+    tmp_path: Path, save_tiny_bundle: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = save_tiny_bundle(tmp_path / "ki67")
+    monkeypatch.chdir(tmp_path)
+    for path in ("./ki67", "../" + tmp_path.name + "/ki67", str(mine)):
+        assert find_bundle(path) == mine
+    assert find_bundle("ki67") != mine
+
+
 def test_weights_return_within_bfloat16_when_saved_and_loaded(
     tiny_bundle: Path, tiny_score: ScoreNet, tiny_critic: Critic, tiny_heads: ContrastHeads
 ) -> None:

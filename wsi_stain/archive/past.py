@@ -68,6 +68,10 @@ def look_back(job: Job, files: RunFiles, *, verify: bool) -> Past | None:
     if record.state != "finished" or record.bundle.get("digest") != job.bundle_digest:
         return None
     settings = _settings(record.settings)
+    if settings is not None and job.config.slide.mpp is None:
+        # Told for this slide alone, as a file without a pixel size asks for: it was meant so.
+        slide = msgspec.structs.replace(settings.slide, mpp=None)
+        settings = msgspec.structs.replace(settings, slide=slide)
     if settings is None or _that_show(settings) != _that_show(job.config):
         return None
     check_file(job.slide)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wsi_stain.bundles import list_bundles
 from wsi_stain.errors import ConfigError
 from wsi_stain.layout import RUN_SUFFIX, is_output
 from wsi_stain.slides.pixel_size import SANE_MPP
@@ -118,9 +119,9 @@ def _before_magic(parts: tuple[str, ...]) -> Iterator[str]:
 def _in_folder(folder: Path, out: Path, *, recursive: bool) -> list[Path]:
     """Find slides by their names; of a folder of DICOM files, which are one slide, the first."""
     found: list[Path] = []
-    skipped = out.resolve()
+    skipped = {out.resolve(), *(outer.resolve() for outer in (folder, *folder.parents))}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.resolve() == skipped or path.suffix == RUN_SUFFIX:
+        if path.name.startswith(".") or path.resolve() in skipped or path.suffix == RUN_SUFFIX:
             continue
         if _is_folder(path):
             found += _in_folder(path, out, recursive=True) if recursive else []
@@ -182,9 +183,14 @@ def _entry(path: Path, line: int, row: Mapping[str, str]) -> Entry:
         slide=path.parent / row["slide"],
         origin=f"{path}, line {line}",
         mpp=_mpp(path, line, row.get("mpp", "")),
-        bundle=row.get("bundle", ""),
+        bundle=_bundle(path, row.get("bundle", "")),
         out=row.get("out", ""),
     )
+
+
+def _bundle(path: Path, name: str) -> str:
+    """Name a bundle: one that is shipped, or a folder, relative to the list as slides are."""
+    return name if not name or name in list_bundles() else str(path.parent / name)
 
 
 def _mpp(path: Path, line: int, text: str) -> float | None:

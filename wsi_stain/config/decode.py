@@ -210,15 +210,22 @@ def _nearest(text: str, kind: type[Settings]) -> str:
     match = re.search(r"unknown field `(.+?)`", text)
     if match is None:
         return ""
-    close = difflib.get_close_matches(match.group(1), sorted(_field_names(kind)), n=1, cutoff=0.5)
-    return f"Did you mean `{close[0]}`?" if close else ""
+    groups = _groups(kind)
+    close = difflib.get_close_matches(match.group(1), sorted(groups), n=1, cutoff=0.5)
+    if not close:
+        return ""
+    place = re.search(r"at `\$\.([\w.]+)`", text)
+    group = groups[close[0]]
+    under = f" under [{group}]" if group and group != (place[1] if place else "") else ""
+    return f"Did you mean `{close[0]}`{under}?"
 
 
-def _field_names(kind: type[Settings]) -> set[str]:
-    names: set[str] = set()
+def _groups(kind: type[Settings], group: str = "") -> dict[str, str]:
+    """List all keys, each with the dotted name of the group that it stands in."""
+    groups: dict[str, str] = {}
     for field in msgspec.structs.fields(kind):
-        names.add(field.name)
         for part in _parts(field.type):
             if isinstance(part, type) and issubclass(part, Settings):
-                names |= _field_names(part)
-    return names
+                inner = _groups(part, f"{group}.{field.name}".lstrip("."))
+                groups |= {name: where for name, where in inner.items() if name not in groups}
+    return groups | dict.fromkeys((field.name for field in msgspec.structs.fields(kind)), group)

@@ -33,6 +33,7 @@ PROBE_PX = 64
 GLASS_GREY = 140
 DARK_GREY = 60
 LARGEST_SIDE_MM = 300.0  # the largest glass slides have 150 x 200 mm
+MPP_DOUBT = 1.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +158,7 @@ class SlideSource:
             background=opened.to_srgb(background).reshape(3),
             has_icc=opened.transform is not None,
             digest=digest,
-            notes=tuple(_notes(facts, opened.transform is not None)),
+            notes=(*_doubt_mpp(mpp_l0, mpp_in_file), *_notes(facts, opened.transform is not None)),
             _reader=reader,
         )
 
@@ -318,6 +319,14 @@ class SlideSource:
                 "glass is seen, as in fluorescence.",
                 hint="Only H&E in transmitted light can be translated.",
             )
+
+
+def _doubt_mpp(asked_mpp: float, mpp_in_file: float | None) -> Iterator[str]:
+    if mpp_in_file and not 1.0 / MPP_DOUBT <= asked_mpp / mpp_in_file <= MPP_DOUBT:
+        yield (
+            f"Pixels of {asked_mpp:.3g} um were asked for, the file says {mpp_in_file:.3g} um: "
+            "nuclei will look that much too large or too small to the model, if the file is right."
+        )
 
 
 def _notes(facts: SlideFacts, has_transform: bool) -> Iterator[str]:

@@ -17,12 +17,12 @@ import msgspec
 
 from wsi_stain.bundles import bundle_digest, find_bundle
 from wsi_stain.config import ClusterConfig, RunConfig
-from wsi_stain.doctor import machine_bytes, package_versions
+from wsi_stain.doctor import package_versions
 from wsi_stain.errors import OutputError
 from wsi_stain.files import refuse_existing, writing
 from wsi_stain.layout import Place, RunFiles
 from wsi_stain.manifest import Listener, RunManifest
-from wsi_stain.planning import SlidePlan, slide_facts
+from wsi_stain.planning import SlidePlan, allowed_memory_bytes, slide_facts
 from wsi_stain.slides.projection import PlanLimits, check
 from wsi_stain.slides.store import PatchStore
 from wsi_stain.stages.keys import he_key
@@ -71,7 +71,7 @@ def _refuse_outputs(plan: SlidePlan, files: RunFiles, config: RunConfig) -> None
 
 def _check_limits(plan: SlidePlan, files: RunFiles, config: RunConfig) -> None:
     """Check memory, and each disk for what will lie on it."""
-    memory_bytes = config.cluster.memory_limit_mb * 2**20 or int(0.75 * machine_bytes())
+    memory_bytes = allowed_memory_bytes(config.cluster)
     projection = plan.projection
     if files.scratch is not None:
         limits = PlanLimits(memory_bytes, _free_bytes(files.store))

@@ -26,4 +26,5 @@ def info(slide: Path, mpp: float | None, as_json: bool) -> None:
 
     with SlideSource.open(slide, mpp=mpp) as source:
         levels = [f"{level.size} (1/{level.downsample:.4g})" for level in source.levels]
-        show_facts({**slide_facts(source), "levels": ", ".join(levels)}, as_json)
+        facts = {**slide_facts(source), "levels": ", ".join(levels), "notes": list(source.notes)}
+        show_facts(facts, as_json)

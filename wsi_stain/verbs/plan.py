@@ -34,10 +34,11 @@ def plan(**options: Any) -> None:
     wsi-stain plan slide.svs --solver student
     wsi-stain plan slide.svs --mpp 0.25 --workers 4 --json
     """
-    from wsi_stain.planning import plan_slide
+    from wsi_stain.planning import check_memory, plan_slide
 
     slide, as_json = options.pop("slide"), options.pop("as_json")
     config, _ = settle(options)
     planned = plan_slide(slide, config)
     with planned.source:
         show_facts(planned.facts(), as_json)
+        check_memory(planned, config.cluster)

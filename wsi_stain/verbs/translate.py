@@ -118,6 +118,12 @@ def refuse_unused(config: RunConfig, origins: Mapping[str, str]) -> None:
     from wsi_stain.errors import ConfigError
 
     unused = [name for name in ("quality", "subsampling", "lossless") if f"write.{name}" in origins]
+    flags = [name for name in unused if origins[f"write.{name}"] == "flag"]
+    if "lossless" in flags and flags[0] != "lossless":
+        raise ConfigError(
+            f"--lossless keeps every pixel: --{flags[0]} is for JPEG.",
+            hint="Leave one of them out.",
+        )
     if config.write.format == "ome-zarr" and unused:
         raise ConfigError(
             f"OME-Zarr is always lossless: --{unused[0]} is for OME-TIFF.",
