@@ -97,7 +97,8 @@ def fit_color(plan: SlidePlan, source: SlideSource, config: RunConfig) -> ColorF
     The tiles are read from the slide, not from the store: no shard has to be there.
     """
     grid = plan.grid
-    stained = np.flatnonzero(grid.tissue > 0)  # glass is worked on too where it is asked for
+    # Glass is worked on too where it is asked for; all of it is, where that is all there is.
+    stained = np.flatnonzero(grid.tissue > 0 if (grid.tissue > 0).any() else grid.tissue >= 0)
     picks = stained[np.unique(np.linspace(0, len(stained) - 1, FIT_TILES).round().astype(int))]
     he = np.concatenate([read_tiles(source, grid, range(i, i + 1)) for i in picks.tolist()])
     return fit_pictures(he, plan.glass, plan.spec, config.stain, config.sample)
