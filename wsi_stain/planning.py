@@ -201,9 +201,11 @@ def _plan(source: SlideSource, spec: BundleSpec, config: RunConfig) -> SlidePlan
 
 
 def some_tiles(plan: SlidePlan, n_tiles: int) -> SlidePlan:
-    """Keep `n_tiles` tiles from the middle of a plan, and the tissue under them, for a trial."""
+    """Keep `n_tiles` tiles from the middle of the tissue, and what is under them, for a trial."""
     grid, mask = plan.grid, plan.mask
-    first = max(0, (grid.n_tiles - n_tiles) // 2)
+    stained = np.flatnonzero(grid.tissue > 0)
+    middle = int(stained[len(stained) // 2]) if len(stained) else grid.n_tiles // 2
+    first = min(max(0, middle - n_tiles // 2), max(0, grid.n_tiles - n_tiles))
     kept = slice(first, first + n_tiles)
     rc, tissue = grid.rc[kept].copy(), grid.tissue[kept].copy()
     fewer = replace(grid, rc=rc, tissue=tissue, shard_tiles=shard_size(len(rc)))

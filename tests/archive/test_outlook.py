@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from wsi_stain.archive.forecast import forecast
@@ -19,6 +21,7 @@ from wsi_stain.config import ArchiveConfig, RunConfig
 from wsi_stain.manifest import ignore
 from wsi_stain.planning import plan_slide, some_tiles
 
+Pixels = npt.NDArray[np.uint8]
 Settle = Callable[..., RunConfig]
 RunOver = Callable[..., ArchiveRecord]
 
@@ -45,6 +48,21 @@ def test_forecast_says_what_is_to_do_done_and_refused(
         assert ahead.scratch_bytes == plan.projection.store_bytes
     assert 0 < ahead.tissue_mm2 <= 200 * 200 * 0.5**2 / 1e6
     assert "--mpp" in refused.next
+
+
+def test_forecast_refuses_what_the_batch_would(
+    tmp_path: Path, archive_folder: Path, run_over: RunOver, settle: Settle
+) -> None:
+    source = f"{archive_folder}/s1.tiff"
+    run_over(source, tmp_path)
+    other = settle(write__quality=70)
+    (found,) = forecast(jobs_of(source, other), tmp_path)
+    assert (found.state, found.next) == ("refused", "Use --overwrite to replace it.")
+    (tried,) = run_over(source, tmp_path, base=other).slides
+    assert tried.state == "failed"
+    assert found.error.endswith(tried.error)
+    (found,) = forecast(jobs_of(source, settle(write__quality=70, write__overwrite=True)), tmp_path)
+    assert found.state == "to do"
 
 
 def test_dry_run_measures_this_machine_once(
@@ -79,3 +97,16 @@ def test_trial_keeps_some_tiles_and_the_tissue_under_them(
         assert 0 < fewer.mask.pixels.sum() < plan.mask.pixels.sum()
         assert not (fewer.mask.pixels & ~plan.mask.pixels).any()
         assert some_tiles(plan, 10**6).grid.n_tiles == plan.grid.n_tiles
+
+
+def test_trial_is_of_tissue_where_glass_is_worked_on_too(
+    tmp_path: Path, write_slide: Callable[..., Path], he_pixels: Pixels, settle: Settle
+) -> None:
+    pixels = np.full((2000, 2000, 3), 243, np.uint8)
+    pixels[1700:1900, 1700:1900] = he_pixels[380:580, 330:530]
+    path = write_slide(tmp_path / "corner.tiff", pixels, 0.5)
+    plan = plan_slide(path, settle(tiles__tissue_min_fraction=0.0))
+    with plan.source:
+        fewer = some_tiles(plan, 6).grid
+    assert (len(fewer.rc), len(plan.grid.rc) > 200) == (6, True)
+    assert (fewer.tissue > 0).any()

@@ -25,7 +25,8 @@ from wsi_stain.config import BundleSpec
 from wsi_stain.errors import WsiStainError
 from wsi_stain.files import atomic_write_bytes
 from wsi_stain.layout import Place, RunFiles
-from wsi_stain.planning import plan_by_spec
+from wsi_stain.planning import SlidePlan, plan_by_spec
+from wsi_stain.stages import refuse_outputs
 
 __all__ = ["SlideForecast", "forecast", "save_forecast"]
 
@@ -95,6 +96,10 @@ def _of_slide(job: Job, out: Path) -> SlideForecast:
         if past is not None and not past.fault:
             return SlideForecast(name=job.name, state="done")
         plan = plan_by_spec(job.slide, _spec(job.config.bundle), job.config)
+        with plan.source:
+            if past is None:  # else what is there is not sound, and is made again
+                refuse_outputs(plan, files, job.config)
+            return _to_do(job, plan)
     except (WsiStainError, OSError) as error:
         return SlideForecast(
             name=job.name,
@@ -102,18 +107,20 @@ def _of_slide(job: Job, out: Path) -> SlideForecast:
             error=told(error),
             next=next_command(error, job.slide, out),
         )
-    with plan.source:
-        scale, projection = plan.scale, plan.projection
-        slide_mm2 = scale.size_out.area_px * scale.mpp_out**2 / 1e6
-        return SlideForecast(
-            name=job.name,
-            state="to do",
-            tissue_mm2=round(slide_mm2 * plan.mask.tissue_fraction, 3),
-            tiles=projection.tiles,
-            shards=projection.shards,
-            scratch_bytes=projection.store_bytes,
-            output_bytes=projection.output_bytes,
-        )
+
+
+def _to_do(job: Job, plan: SlidePlan) -> SlideForecast:
+    scale, projection = plan.scale, plan.projection
+    slide_mm2 = scale.size_out.area_px * scale.mpp_out**2 / 1e6
+    return SlideForecast(
+        name=job.name,
+        state="to do",
+        tissue_mm2=round(slide_mm2 * plan.mask.tissue_fraction, 3),
+        tiles=projection.tiles,
+        shards=projection.shards,
+        scratch_bytes=projection.store_bytes,
+        output_bytes=projection.output_bytes,
+    )
 
 
 @cache

@@ -11,10 +11,19 @@ Each stage asks the store what is still pending under its key, so a run that was
 where it stopped. A key holds the identity of all that the shard depends on.
 """
 
-from wsi_stain.stages.begin import begin, cuda_devices, prepare
+from wsi_stain.stages.begin import begin, cuda_devices, prepare, refuse_outputs
 from wsi_stain.stages.beside import Beside
 from wsi_stain.stages.keys import digest
 from wsi_stain.stages.picture import PictureWriter
 from wsi_stain.stages.run import Run
 
-__all__ = ["Beside", "PictureWriter", "Run", "begin", "cuda_devices", "digest", "prepare"]
+__all__ = [
+    "Beside",
+    "PictureWriter",
+    "Run",
+    "begin",
+    "cuda_devices",
+    "digest",
+    "prepare",
+    "refuse_outputs",
+]

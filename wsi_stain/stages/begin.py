@@ -31,7 +31,7 @@ from wsi_stain.translate.task import cuda_here
 
 RECORDED = ("device", "workers", "executor", "memory_limit_mb", "attempts")
 
-__all__ = ["begin", "cuda_devices", "prepare"]
+__all__ = ["begin", "cuda_devices", "prepare", "refuse_outputs"]
 
 
 def prepare(plan: SlidePlan, out: Path | Place, config: RunConfig) -> RunFiles:
@@ -48,7 +48,7 @@ def prepare(plan: SlidePlan, out: Path | Place, config: RunConfig) -> RunFiles:
         files = RunFiles.of(out, plan.source.path, plan.spec.marker, config.write.format)
         if files.output.is_dir() and config.write.format == "ome-tiff":
             raise OutputError(f"{files.output} is a folder.", hint="Choose another one: --out DIR.")
-        _refuse_outputs(plan, files, config)
+        refuse_outputs(plan, files, config)
         _check_limits(plan, files, config)
         for folder in (files.folder, files.store.parent):
             with writing(folder):
@@ -56,7 +56,14 @@ def prepare(plan: SlidePlan, out: Path | Place, config: RunConfig) -> RunFiles:
     return files
 
 
-def _refuse_outputs(plan: SlidePlan, files: RunFiles, config: RunConfig) -> None:
+def refuse_outputs(plan: SlidePlan, files: RunFiles, config: RunConfig) -> None:
+    """Refuse to write where something lies that may not be replaced.
+
+    Raises
+    ------
+    OutputError
+        It is named.
+    """
     overwrite = _may_replace(plan, files, config)
     # A spread that belongs to another picture would be taken for this one's.
     for output in (files.output, files.uncertainty):
@@ -96,7 +103,7 @@ def begin(
 ) -> Run:
     """Open the store and write the record before any work; the lock is held."""
     # Between the first look and the lock another run may have ended.
-    _refuse_outputs(plan, files, config)
+    refuse_outputs(plan, files, config)
     # What a killed run left under the output's name goes before the record that says whose it was:
     # a second kill must not find a file that nobody owns.
     if not config.write.overwrite and _may_replace(plan, files, config):
