@@ -64,7 +64,7 @@ def test_translate_array_gives_an_array_of_the_same_size(
     out = tmp_path / "ihc.png"
     assert run("translate_array.py", tmp_path / "he.png", out, bundle) == ["(600, 700, 3)"]
     seen = np.asarray(Image.open(out))
-    stained = he.min(axis=2) < 200  # glass gets the bundle's white
+    stained = he.min(axis=2) < 200  # glass gets the output's white
     assert np.abs(seen[stained].astype(float) - he[stained]).mean() < 8
 
 

@@ -95,7 +95,8 @@ def test_picture_lost_since_is_said_on_its_row_and_costs_no_other(
     assert len(references(page)) == 3
     html = page.read_text(encoding="utf-8")
     assert html.count('<p class="error">') == 1
-    assert "truncated" in html.split('data-name="broken_ki67"')[1]
+    assert "Slide broken_ki67.ome.tiff is truncated" in html.split('data-name="broken_ki67"')[1]
+    assert str(tmp_path) not in html
 
 
 def test_missing_record_is_an_error(tmp_path: Path) -> None:

@@ -104,17 +104,17 @@ def _row(out: Path, slide: ArchiveSlide) -> Row:
             _link(slide.run, "report", link) for link in (PAGE, "he/0/0_0.jpg", "ihc/0/0_0.jpg")
         )
         return Row(slide, rank, report, he, ihc)
-    he, he_fault = _or_fault(partial(_kept_he, run))
-    ihc, ihc_fault = _or_fault(partial(_picture, out, slide))
+    he, he_fault = _or_fault(out, partial(_kept_he, run))
+    ihc, ihc_fault = _or_fault(out, partial(_picture, out, slide))
     return Row(slide, rank, "", he, ihc, tuple(filter(None, (he_fault, ihc_fault))))
 
 
-def _or_fault(show: Callable[[], str]) -> tuple[str, str]:
+def _or_fault(out: Path, show: Callable[[], str]) -> tuple[str, str]:
     """Give a picture, or why there is none: what one slide lost must not cost the page of all."""
     try:
         return show(), ""
     except WsiStainError as error:
-        return "", error.message
+        return "", error.message.replace(f"{out}/", "")  # folders may name people
 
 
 def _link(*parts: str) -> str:

@@ -126,7 +126,7 @@ class ModelPainter:
         return self.config.seed if self.variant.seed is None else self.variant.seed
 
     def white(self, subject: Subject) -> Rgb:
-        """Give the bundle's white."""
+        """Give the white of the bundle's output."""
         return self.bundle.spec.color.output_white
 
     def facts(self) -> dict[str, Any]:

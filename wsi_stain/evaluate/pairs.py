@@ -167,7 +167,7 @@ def load_subject(file: ImageFile, mpp_model: float, config: EvaluateConfig) -> S
 
 
 def palette_pixels(choice: ImageChoice, root: Path, color: ColorReference) -> Rgb8:
-    """Sample the stained pixels of training IHC, each image brought to the bundle's white.
+    """Sample the stained pixels of training IHC, each brought to the white of the bundle's output.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ def palette_pixels(choice: ImageChoice, root: Path, color: ColorReference) -> Rg
     root
         Root folder of the recipe.
     color
-        Its `white` is where the glass of every image goes.
+        Its `output_white` is where the glass of every image goes.
 
     Returns
     -------
@@ -206,7 +206,7 @@ def palette_pixels(choice: ImageChoice, root: Path, color: ColorReference) -> Rg
 def real_pictures(
     choices: Sequence[ImageChoice], root: Path, color: ColorReference, crop_px: int
 ) -> list[Rgb8]:
-    """Read the middle of IHC images, each brought to the bundle's white.
+    """Read the middle of IHC images, each brought to the white of the bundle's output.
 
     Parameters
     ----------
@@ -215,7 +215,7 @@ def real_pictures(
     root
         Root folder of the recipe.
     color
-        Its `white` is where the glass of every image goes.
+        Its `output_white` is where the glass of every image goes.
     crop_px
         Side of the middle, in the files' own pixels; 0: all of it.
 
@@ -239,7 +239,7 @@ def real_pictures(
 
 
 def _to_white(picture: Rgb8, background: Rgb, color: ColorReference) -> Rgb8:
-    """Bring the glass of a picture to the bundle's white."""
+    """Bring the glass of a picture to that of the bundle's output."""
     gain = np.array(color.output_white) / np.array(_white(picture, background).rgb)
     balanced: Rgb8 = np.clip(np.rint(picture * gain), 0, 255).astype(np.uint8)
     return balanced

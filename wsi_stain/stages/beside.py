@@ -97,8 +97,9 @@ def fit_color(plan: SlidePlan, source: SlideSource, config: RunConfig) -> ColorF
     The tiles are read from the slide, not from the store: no shard has to be there.
     """
     grid = plan.grid
-    # Glass is worked on too where it is asked for; all of it is, where that is all there is.
-    stained = np.flatnonzero(grid.tissue > 0 if (grid.tissue > 0).any() else grid.tissue >= 0)
+    # Glass is worked on too where that is asked for; it tells nothing of stains.
+    has_tissue = grid.tissue > 0
+    stained = np.flatnonzero(has_tissue) if has_tissue.any() else np.arange(grid.n_tiles)
     picks = stained[np.unique(np.linspace(0, len(stained) - 1, FIT_TILES).round().astype(int))]
     he = np.concatenate([read_tiles(source, grid, range(i, i + 1)) for i in picks.tolist()])
     return fit_pictures(he, plan.glass, plan.spec, config.stain, config.sample)

@@ -170,6 +170,6 @@ class PictureWriter:
 
 
 def white_level(spec: BundleSpec) -> tuple[int, int, int]:
-    """Give the bundle's white as grey levels."""
+    """Give the white of the bundle's output as grey levels."""
     red, green, blue = (round(level) for level in spec.color.output_white)
     return red, green, blue

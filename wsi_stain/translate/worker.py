@@ -69,7 +69,7 @@ class Translation(NamedTuple):
     Attributes
     ----------
     ihc
-        uint8 (n, t, t, 3), glass composited with the bundle's white.
+        uint8 (n, t, t, 3), glass composited with the output's white.
     bare
         The same as the model gave it, before the glass.
     sd
