@@ -198,6 +198,7 @@ def test_plain_output_is_aligned_lines(run: Run, synthetic_slide: Path) -> None:
         (["translate", "{glass}", "--quality", "80", "--lossless"], 2, "--quality is for JPEG"),
         (["plan", "{glass}", "--recipe", "{tmp}/flat.toml"], 2, "`overlap_px` under [tiles]?"),
         (["plan", "{glass}", "--recipe", "{tmp}/near.toml"], 2, "Did you mean `overlap_px`?"),
+        (["validate", "{glass}"], 8, "wsi-stain info shows any slide"),
         (["train", "score", "--recipe", "r", "--run", "r", "--samples", "-1"], 2, "--samples"),
         (["distill", "--recipe", "r", "--run", "r", "--bundle", "b", "--samples", "0"], 2, "x>=1"),
         (["train", "score", "--recipe", "{tmp}/none.toml", "--run", "{tmp}/r"], 2, "none.toml"),

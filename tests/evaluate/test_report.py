@@ -317,11 +317,18 @@ def test_change_of_the_file_is_told_when_digest_differs(tmp_path: Path, make_run
     assert '<span class="verdict fault">' in html
 
 
-def test_missing_picture_is_an_error_when_run_was_stopped(
-    tmp_path: Path, make_run: MakeRun
+@pytest.mark.parametrize(
+    ("state", "words", "hint"),
+    [("running", "has no picture yet", "translate"), ("finished", "moved or removed", "beside")],
+)
+def test_missing_picture_is_an_error_that_says_why(
+    tmp_path: Path, make_run: MakeRun, state: str, words: str, hint: str
 ) -> None:
     run = make_run(tmp_path)
     run.with_name("S-1_ki67.ome.tiff").unlink()
-    with pytest.raises(OutputError, match="missing") as caught:
+    manifest = run / "manifest.json"
+    text = manifest.read_text("utf-8")
+    manifest.write_text(text.replace('"state": "finished"', f'"state": "{state}"', 1), "utf-8")
+    with pytest.raises(OutputError, match=words) as caught:
         write_report(run)
-    assert "translate" in caught.value.hint
+    assert hint in caught.value.hint

@@ -151,9 +151,13 @@ def write_report(
     files = find_run(run)
     record = RunManifest.load(files.manifest).content
     if not files.output.exists():
+        was_made = record.state == "finished"
         raise OutputError(
-            f"{files.output} is missing: the run has no picture yet.",
-            hint="Run wsi-stain translate again; it goes on where it stopped.",
+            f"{files.output} is missing: "
+            + ("it was moved or removed." if was_made else "the run has no picture yet."),
+            hint="Put it beside its run folder again."
+            if was_made
+            else "Run wsi-stain translate again; it goes on where it stopped.",
         )
     part = files.report.with_name("report.part")
     listener(Event("report", "start"))

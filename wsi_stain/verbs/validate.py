@@ -32,10 +32,18 @@ def validate(pyramid: Path, as_json: bool) -> None:
     if as_json or found.ok:
         show_facts(facts, as_json)
     if not found.ok:
-        # Levels are among the facts of whatever could be opened as a pyramid.
-        remedy = "Run wsi-stain translate again with --overwrite."
-        other = "Give a pyramid: an .ome.tiff file or an .ome.zarr folder."
         raise OutputError(
             f"{pyramid} is not sound: {'; '.join(found.problems)}.",
-            hint=remedy if "levels" in seen else other,
+            hint=_remedy(pyramid, is_pyramid="levels" in seen),
         )
+
+
+def _remedy(pyramid: Path, *, is_pyramid: bool) -> str:
+    """Say what to do; levels are among the facts of whatever could be opened as a pyramid."""
+    from wsi_stain.layout import is_output
+
+    if not is_pyramid:
+        return "Give a pyramid: an .ome.tiff file or an .ome.zarr folder."
+    if is_output(pyramid):
+        return "Run wsi-stain translate again with --overwrite."
+    return "A pyramid of translate is what these rules are for; wsi-stain info shows any slide."
