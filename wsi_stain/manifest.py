@@ -118,10 +118,9 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=False):
     flags: list[str] = []  # doubts about this result, for a machine
     notes: list[str] = []  # remarks for a person
 
-    @property
-    def slide_mpp(self) -> float:
-        """Pixel size of the H&E, um/px; 0 where a record does not say it."""
-        return float(self.slide.get("pixel size um", 0.0))
+    def detail_um(self, mpp: float) -> float:
+        """Give the pixel size, um/px, of the coarser: the H&E as scanned, or pixels of `mpp`."""
+        return max(mpp, float(self.slide.get("pixel size um", 0.0)))
 
     @property
     def output_white(self) -> tuple[float, float, float] | None:

@@ -329,6 +329,6 @@ def test_missing_picture_is_an_error_that_says_why(
     manifest = run / "manifest.json"
     text = manifest.read_text("utf-8")
     manifest.write_text(text.replace('"state": "finished"', f'"state": "{state}"', 1), "utf-8")
-    with pytest.raises(OutputError, match=words) as caught:
+    with pytest.raises(OutputError, match=f"is missing: .*{words}") as caught:
         write_report(run)
     assert hint in caught.value.hint

@@ -226,6 +226,5 @@ def _groups(kind: type[Settings], group: str = "") -> dict[str, str]:
     for field in msgspec.structs.fields(kind):
         for part in _parts(field.type):
             if isinstance(part, type) and issubclass(part, Settings):
-                inner = _groups(part, f"{group}.{field.name}".lstrip("."))
-                groups |= {name: where for name, where in inner.items() if name not in groups}
+                groups = _groups(part, f"{group}.{field.name}".lstrip(".")) | groups
     return groups | dict.fromkeys((field.name for field in msgspec.structs.fields(kind)), group)

@@ -156,7 +156,7 @@ def find_ground(source: SlideSource, config: QuantifyConfig) -> Ground:
     white, white_origin = _run_white(record) or _picture_white(thumbnail, source)
     return Ground(
         scale=scale,
-        detail_um=max(scale.mpp_out, 0.0 if record is None else record.slide_mpp),
+        detail_um=scale.mpp_out if record is None else record.detail_um(scale.mpp_out),
         mask=mask,
         white=white,
         tissue_origin=tissue_origin,

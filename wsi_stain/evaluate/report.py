@@ -187,7 +187,7 @@ def _build(
     shutil.copytree(HERE / "assets", folder / "assets")
     he = kept.record()
     whites = Whites.recorded(record)
-    ruler = Ruler(whites, he.mpp_out, _detail_um(he, record))
+    ruler = Ruler(whites, he.mpp_out, record.detail_um(he.mpp_out))
     with ThreadPoolExecutor(available_cores()) as pool:
         with SlideSource.open(files.output, mpp=he.mpp_out) as source:
             if source.size_l0 != he.size_out:
@@ -261,11 +261,6 @@ def _kept_he(files: RunFiles, record: RunRecord, slide: Path | None) -> HeFolder
         marker = files.name.rpartition("_")[2]
         keep_he(source, scale, mask, kept.path, marker=marker)
     return kept
-
-
-def _detail_um(he: HeRecord, record: RunRecord) -> float:
-    """Give the pixel size of the coarser: H&E as scanned, or output."""
-    return max(he.mpp_out, record.slide_mpp)
 
 
 def _begin_fields(
@@ -358,7 +353,7 @@ def _render(story: Story, viewer: dict[str, Any]) -> str:
         spread_full_od=report_pictures.SPREAD_FULL_OD,
         bundle=record.bundle.get("name", "unknown"),
         statement=record.statement,
-        figures=report_facts.figures(slide, numbers, _detail_um(he, record)),
+        figures=report_facts.figures(slide, numbers, record.detail_um(he.mpp_out)),
         slide_figures=report_facts.slide_figures(story.measured) if story.measured else [],
         pyramid=files.output.name,
         run=files.folder.name,

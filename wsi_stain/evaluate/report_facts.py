@@ -246,6 +246,8 @@ def provenance(record: RunRecord, field_count: int) -> list[Section]:
         for name, value in _changed(record.settings)
         if name != SOLVER  # told of the model: whether asked for or its own, it is settled
     )
+    solver = dict(_flat(record.settings)).get(SOLVER)
+    model = record.bundle | ({"solver": solver} if solver else {})
     return [
         Section(
             "Run",
@@ -258,18 +260,9 @@ def provenance(record: RunRecord, field_count: int) -> list[Section]:
             ),
         ),
         Section("Slide", tuple((name, str(value)) for name, value in record.slide.items())),
-        Section(
-            "Model",
-            (
-                *((name, str(value)) for name, value in record.bundle.items()),
-                *(("solver", str(v)) for name, v in _flat(record.settings) if name == SOLVER and v),
-            ),
-        ),
+        Section("Model", tuple((name, str(value)) for name, value in model.items())),
         Section("Settings that differ from the defaults", settings or (("all", "defaults"),)),
-        Section(
-            "Stain, fitted once for the slide",
-            tuple(_stain_rows(record)),
-        ),
+        Section("Stain, fitted once for the slide", tuple(_stain_rows(record))),
         Section(
             "Stages",
             tuple(
